@@ -1,0 +1,174 @@
+"""What the two hosts say of themselves and of the workload: plain values, gathered elsewhere, compared in `preflight`.
+
+`workloads.process` and `agent` fill them, `agent.messages` carries them over gRPC field by field (the field names are
+those of `proto/phaul/v1/facts.proto`), and nothing here touches a system.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class FileUse(StrEnum):
+    """How a workload holds a path."""
+
+    EXECUTABLE = "executable"
+    MAPPED = "mapped"
+    OPEN = "open"
+    WORKING_DIRECTORY = "working_directory"
+    ROOT_DIRECTORY = "root_directory"
+
+
+class Severity(StrEnum):
+    """Whether a problem stops the migration."""
+
+    REFUSES = "refuses"
+    WARNS = "warns"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One reason why this workload cannot go (or will go with a loss), and what to do about it.
+
+    `code` is stable and lower_snake_case (tests and `--json` use it); `message` is one sentence; `hint` says what to do.
+    """
+
+    code: str
+    message: str
+    hint: str
+    severity: Severity = Severity.REFUSES
+
+
+@dataclass(frozen=True, slots=True)
+class TaskFacts:
+    """One process of the tree. IDs are those of the PID namespace the source agent lives in."""
+
+    pid: int
+    parent_pid: int
+    command: str
+    thread_ids: tuple[int, ...]  # every thread, the leader's included; ascending
+    user_id: int
+    start_ticks: int  # /proc/PID/stat field 22: with the PID, the identity of the process
+
+
+@dataclass(frozen=True, slots=True)
+class FileFacts:
+    """A path that a workload holds, as it looks on one host.
+
+    `size_bytes` and `mode` (permission and type bits, st_mode) are what CRIU compares at restore; `build_id` is the
+    hex GNU build ID of an ELF file, else empty. `exists` is False on a host that has no such path. A deleted file that
+    is still held is not listed: CRIU carries it in its images (a ghost file).
+    """
+
+    path: str
+    use: FileUse
+    exists: bool = True
+    size_bytes: int = 0
+    mode: int = 0
+    build_id: str = ""
+    writable: bool = False  # held open for writing: its size may differ by the time of the freeze
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFacts:
+    """A TCP or UDP socket of the workload. Addresses without scope or brackets; port 0 where there is none."""
+
+    protocol: str  # "tcp" or "udp"
+    state: str  # the kernel's name in lower case: "established", "listen", "close_wait", ...
+    local_address: str
+    local_port: int
+    remote_address: str
+    remote_port: int
+    unaccepted: int = 0  # of a listening socket: connections complete but not yet accepted
+
+
+@dataclass(frozen=True, slots=True)
+class WorkloadFacts:
+    """Everything of a process tree that decides whether and how it can go.
+
+    `memory_bytes` is what will have to travel: the private and shared memory that is not a clean file mapping
+    (resident and swapped). `problems` are those that can be seen on the source alone.
+    """
+
+    root_pid: int
+    tasks: tuple[TaskFacts, ...]  # the root task first, parents before children
+    memory_bytes: int
+    files: tuple[FileFacts, ...]
+    connections: tuple[ConnectionFacts, ...]
+    problems: tuple[Problem, ...] = ()
+    needs_shell_job: bool = False  # the root task does not lead its session, so CRIU wants `shell_job`
+    has_own_network: bool = False  # lives in another network namespace than the agent
+
+
+@dataclass(frozen=True, slots=True)
+class AddressFacts:
+    """An IP address on a device of a host, as `ip address` would show it (scope link left out, no host part cut)."""
+
+    address: str
+    prefix_length: int
+    device: str
+
+    def __str__(self) -> str:
+        return f"{self.address}/{self.prefix_length}@{self.device}"
+
+
+@dataclass(frozen=True, slots=True)
+class HostFacts:
+    """What a host is and can do."""
+
+    host_name: str = ""
+    phaul_version: str = ""
+    kernel_release: str = ""
+    architecture: str = ""
+    page_size_bytes: int = 0
+    criu_version: str = ""  # "" where there is no CRIU that runs
+    criu_path: str = ""
+    features: tuple[str, ...] = ()  # sorted names, e.g. "mem_track", "lazy_pages", "nftables", "huge_tmpfs"
+    memory_available_bytes: int = 0
+    addresses: tuple[AddressFacts, ...] = ()
+    problems: tuple[Problem, ...] = ()  # what keeps this host from taking part at all
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationFacts:
+    """What the destination sees when it is told which IDs and paths a workload needs."""
+
+    host: HostFacts
+    files: tuple[FileFacts, ...] = ()  # one for each path asked, in the order asked
+    taken_ids: tuple[int, ...] = ()  # of the PIDs and thread IDs asked for, those in use here
+    local_addresses: tuple[str, ...] = ()  # every address that is local here, loopback and link scope included
+
+
+@dataclass(frozen=True, slots=True)
+class AddressRequest:
+    """An address that shall move with the workload. `device` is "" where the source decides: the one it stands on."""
+
+    address: str
+    prefix_length: int
+    device: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationRequest:
+    """What the person asked for."""
+
+    root_pid: int
+    destination: str  # HOST or HOST:PORT as typed
+    addresses: tuple[AddressRequest, ...] = ()
+    drop_unaccepted: bool = False  # connections that wait in a listen queue may be lost (CRIU tcp_skip_in_flight)
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    """The answer of preflight: nothing was touched; with no refusing problem the workload may go."""
+
+    source: HostFacts
+    destination: HostFacts
+    workload: WorkloadFacts
+    problems: tuple[Problem, ...] = field(default=())
+
+    @property
+    def refused(self) -> bool:
+        """Whether at least one problem stops the migration."""
+        return any(problem.severity is Severity.REFUSES for problem in self.problems)

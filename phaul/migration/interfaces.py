@@ -1,0 +1,215 @@
+"""What the decisions need of the world, as protocols. `agent.wiring` names the drivers; tests and `criu.fake` bring others.
+
+Nothing in `migration` imports a driver. A method that can fail raises a `phaul.errors.PhaulError`; the docstring says
+what state that leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts, HostFacts, WorkloadFacts
+
+
+class Clock(Protocol):
+    """Time, so that decisions never read one themselves."""
+
+    def monotonic_us(self) -> int:
+        """Microseconds of a clock that never goes back and is not disturbed by setting the time."""
+        ...
+
+    def unix_us(self) -> int:
+        """Microseconds since 1970, for people and journals."""
+        ...
+
+
+class Workload(Protocol):
+    """Finds out what can be known of a process tree without touching it."""
+
+    async def inspect(self, root_pid: int) -> WorkloadFacts:
+        """Say what the tree under `root_pid` is and holds.
+
+        Raises `PreflightError` where there is nothing that could be migrated: no such PID, a kernel thread, a zombie,
+        this agent or an ancestor of it.
+        """
+        ...
+
+    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
+        """Say which of `ids` are in use on this host, and how each path of `files` looks here (in the order given)."""
+        ...
+
+    async def hold(self, facts: WorkloadFacts) -> TreeHandle:
+        """Take hold of a frozen tree by pidfd; see `TreeHandle`."""
+        ...
+
+
+class TreeHandle(Protocol):
+    """The tasks of one frozen tree, each held by a pidfd, so that a reused PID can never be hit.
+
+    Owns the pidfds until `close`.
+    """
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """Every process held, the root task first."""
+        ...
+
+    def kill(self) -> None:
+        """Deliver SIGKILL to every process of the tree. When this returns, none can run an instruction of its own again."""
+        ...
+
+    async def wait_dead(self, timeout_seconds: float) -> bool:
+        """Wait until the kernel has ended every process; False when the time ran out."""
+        ...
+
+    def close(self) -> None:
+        """Give the pidfds back."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class DumpRequest:
+    """A final dump, as the engine is asked for it."""
+
+    migration_id: str
+    root_pid: int
+    images: Path  # an empty directory of our own, mode 0700, in memory
+    page_channel_fd: int  # a connected TCP socket to the destination's page receiver; stays the caller's
+    keep_connections: bool
+    shell_job: bool
+    drop_unaccepted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreRequest:
+    """A restore, as the engine is asked for it."""
+
+    migration_id: str
+    images: Path  # holds every image of the dump, verified
+    root_pid: int
+    keep_connections: bool
+    shell_job: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredTree:
+    """A restored copy held at the gate: complete, stopped, its packets fenced."""
+
+    root_pid: int
+    restore_us: int
+
+
+class HeldDump(Protocol):
+    """A tree frozen by a finished final dump, held at CRIU's `post-dump` gate.
+
+    Invariant: exactly one of `release_killed` and `resume` takes effect; leaving the context without a decision is
+    `resume`. Until then every task of the tree is stopped.
+    """
+
+    @property
+    def frozen_since_us(self) -> int:
+        """When the freeze began, on `Clock.monotonic_us`."""
+        ...
+
+    async def release_killed(self) -> None:
+        """Pass the gate after the tree was killed: CRIU takes leave of it and ends. Errors are only of cleaning up."""
+        ...
+
+    async def resume(self) -> None:
+        """Refuse the gate: CRIU lets the tree run on as if nothing had been. Returns when it does."""
+        ...
+
+
+class HeldRestore(Protocol):
+    """A restored tree held at CRIU's `post-restore` gate.
+
+    Invariant: exactly one of `run` and `discard` takes effect; leaving the context without a decision is `discard`.
+    """
+
+    @property
+    def tree(self) -> RestoredTree:
+        """What is held."""
+        ...
+
+    async def run(self) -> None:
+        """Pass the gate: the copy runs from here on, whatever else fails."""
+        ...
+
+    async def discard(self) -> None:
+        """Refuse the gate: the copy is killed; the images stay good for another restore."""
+        ...
+
+
+class Engine(Protocol):
+    """What dumps and restores: CRIU, or the fake one that component tests use."""
+
+    async def describe(self) -> HostFacts:
+        """Fill in what the engine knows of this host: versions, features, and problems that keep it from working."""
+        ...
+
+    def dump(self, request: DumpRequest) -> AbstractAsyncContextManager[HeldDump]:
+        """Freeze and dump. Entering raises `DumpError` with the tree running as before."""
+        ...
+
+    def restore(self, request: RestoreRequest) -> AbstractAsyncContextManager[HeldRestore]:
+        """Restore up to the gate. Entering raises `RestoreError` with no copy left and the images good."""
+        ...
+
+
+class NetworkIdentity(Protocol):
+    """Who answers on the wire: the addresses of this host, and the fence that keeps packets from a workload.
+
+    Addresses and fences are named by the migration they belong to, so that each can be undone after a crash.
+    """
+
+    async def addresses(self) -> tuple[AddressFacts, ...]:
+        """Every global-scope address of this host with its device."""
+        ...
+
+    async def local_addresses(self) -> tuple[str, ...]:
+        """Every address that is local to this host, loopback and link scope included."""
+        ...
+
+    async def fence(self, migration_id: str, addresses: Sequence[AddressFacts]) -> None:
+        """Drop every packet from and to these addresses on this host, ARP and neighbour discovery included."""
+        ...
+
+    async def unfence(self, migration_id: str) -> None:
+        """Lift the fence; nothing happens where there is none."""
+        ...
+
+    async def add(self, addresses: Sequence[AddressFacts]) -> None:
+        """Put the addresses on their devices, without duplicate address detection. All or none."""
+        ...
+
+    async def remove(self, addresses: Sequence[AddressFacts]) -> None:
+        """Take the addresses from their devices; one that is gone already is no error."""
+        ...
+
+    async def announce(self, addresses: Sequence[AddressFacts]) -> None:
+        """Tell the neighbours: gratuitous ARP and unsolicited neighbour advertisements, once each."""
+        ...
+
+    async def remove_engine_locks(self, root_pid: int) -> None:
+        """Remove the packet filter rules that CRIU left behind for a tree that it dumped or restored."""
+        ...
+
+
+class PeerAgent(Protocol):
+    """The destination's agent, as the coordinator sees it. Every call is idempotent by migration and name.
+
+    Raises `UnreachableError` where no answer came within the deadline, else the error that the peer reported.
+    """
+
+    @property
+    def name(self) -> str:
+        """HOST:PORT as it was reached."""
+        ...
+
+    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
+        """What the destination is, and has of what the workload needs."""
+        ...

@@ -1,0 +1,45 @@
+"""Quantities as a person reads and types them. Imported everywhere; does no I/O.
+
+Internally a quantity is a plain number whose unit stands in its name (`_bytes`, `_seconds`, `_us`); these functions
+stand only where such a number meets a person.
+"""
+
+from __future__ import annotations
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+
+def format_bytes(count: float) -> str:
+    """Give a byte count in binary units with at most four significant characters, e.g. ``271 MiB`` or ``1.5 GiB``."""
+    for unit, size in (("TiB", 1024 * GIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
+        if count >= size:
+            value = count / size
+            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+    return f"{count:.0f} B"
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """Give a transfer rate, e.g. ``1.2 GiB/s``."""
+    return f"{format_bytes(bytes_per_second)}/s"
+
+
+def format_seconds(seconds: float) -> str:
+    """Give a duration with a unit that fits: ``850 µs``, ``12 ms``, ``1.25 s``, ``3 min 04 s``, ``2 h 05 min``."""
+    if seconds < 0.001:
+        return f"{seconds * 1e6:.0f} µs"
+    if seconds < 1:
+        return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min"
+
+
+def format_us(microseconds: float) -> str:
+    """Give a duration in microseconds as `format_seconds` does."""
+    return format_seconds(microseconds / 1e6)
