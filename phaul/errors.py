@@ -177,7 +177,9 @@ def error_classes() -> dict[str, type[PhaulError]]:
 def rebuild(code: str, message: str, *, hint: str = "", detail: str = "", notes: tuple[str, ...] = ()) -> PhaulError:
     """Make the error again that another process reported; an unknown code becomes a `DefectError`."""
     cls = error_classes().get(code)
-    error = cls(message, hint=hint, detail=detail) if cls else DefectError(f"{code}: {message}", hint=hint, detail=detail)
+    error = (
+        cls(message, hint=hint, detail=detail) if cls else DefectError(f"{code}: {message}", hint=hint, detail=detail)
+    )
     for note in notes:
         error.add_note(note)
     return error

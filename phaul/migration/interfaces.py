@@ -38,7 +38,9 @@ class Workload(Protocol):
         """
         ...
 
-    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
+    async def observe(
+        self, ids: Sequence[int], files: Sequence[FileFacts]
+    ) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
         """Say which of `ids` are in use on this host, and how each path of `files` looks here (in the order given)."""
         ...
 

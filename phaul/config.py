@@ -1,0 +1,34 @@
+"""What can be configured, and the defaults. Read by `cli` (options win over the environment) and by `agent`.
+
+Every field of `AgentConfig` can be set as PHAUL_<NAME> in the environment, which is how the systemd unit does it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+DEFAULT_PEER_PORT = 7428  # "PHAU" on a telephone's keys; unassigned by IANA
+DEFAULT_SOCKET = Path("/run/phaul/agent.sock")
+PROTOCOL_VERSION = 1  # of proto/phaul/v1; agents of different ones refuse each other
+
+
+class AgentConfig(BaseSettings):
+    """How one agent runs. Paths are made by the agent, mode 0700."""
+
+    model_config = SettingsConfigDict(env_prefix="PHAUL_", frozen=True)
+
+    socket: Path = Field(default=DEFAULT_SOCKET, description="Unix socket for the person on this host")
+    listen: str = Field(default=f"127.0.0.1:{DEFAULT_PEER_PORT}", description="HOST:PORT for other agents")
+    page_port: int = Field(
+        default=DEFAULT_PEER_PORT + 1, ge=0, le=65535, description="port for memory pages, on the same address; 0: any"
+    )
+    insecure: bool = Field(default=False, description="allow peers off loopback without encryption or authentication")
+    runtime_dir: Path = Field(default=Path("/run/phaul"), description="images under way; must be in memory (tmpfs)")
+    state_dir: Path = Field(default=Path("/var/lib/phaul"), description="what is known of migrations past")
+    criu: str = Field(default="criu", description="CRIU's program, a name in PATH or a path")
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["console", "json"] = "console"
