@@ -18,6 +18,7 @@ class FileUse(StrEnum):
     OPEN = "open"
     WORKING_DIRECTORY = "working_directory"
     ROOT_DIRECTORY = "root_directory"
+    SOCKET_DIRECTORY = "socket_directory"  # a Unix socket is bound in it: CRIU binds it again, the mode does not matter
 
 
 class Severity(StrEnum):
@@ -68,6 +69,7 @@ class FileFacts:
     mode: int = 0
     build_id: str = ""
     writable: bool = False  # held open for writing: its size may differ by the time of the freeze
+    append_only: bool = False  # held by O_WRONLY|O_APPEND alone (a log): CRIU does not compare its size
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,7 @@ class HostFacts:
     memory_available_bytes: int = 0
     addresses: tuple[AddressFacts, ...] = ()
     problems: tuple[Problem, ...] = ()  # what keeps this host from taking part at all
+    devices: tuple[str, ...] = ()  # names of the network devices; empty where not asked
 
 
 @dataclass(frozen=True, slots=True)
