@@ -32,7 +32,7 @@ class FileLook:
 
 
 def parse_build_id(data: bytes) -> str:
-    """Give the GNU build ID as hex from the first bytes of an ELF file of any class and byte order; "" when it has none."""
+    """Give the GNU build ID as hex from the first bytes of an ELF file of any class and byte order, else ""."""
     if len(data) < 64 or not data.startswith(ELF_MAGIC) or data[4] not in (1, 2) or data[5] not in (1, 2):
         return ""
     order = "<" if data[5] == 1 else ">"

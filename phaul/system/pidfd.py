@@ -26,7 +26,7 @@ class HeldProcess:
 
     @classmethod
     def open(cls, pid: int) -> HeldProcess:
-        """Take hold of a process, also of one that ended but was not reaped; `ProcessLookupError` when there is none."""
+        """Take hold of a process, also of one not reaped yet; `ProcessLookupError` when there is none."""
         descriptor = os.pidfd_open(pid)
         try:
             # Read after opening: while the pidfd can still be signalled, the number is that of the process we hold.

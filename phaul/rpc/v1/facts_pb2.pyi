@@ -31,6 +31,7 @@ class _FileUseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileUse.Value
     FILE_USE_OPEN: _FileUse.ValueType  # 3
     FILE_USE_WORKING_DIRECTORY: _FileUse.ValueType  # 4
     FILE_USE_ROOT_DIRECTORY: _FileUse.ValueType  # 5
+    FILE_USE_SOCKET_DIRECTORY: _FileUse.ValueType  # 6
 
 class FileUse(_FileUse, metaclass=_FileUseEnumTypeWrapper): ...
 
@@ -40,6 +41,7 @@ FILE_USE_MAPPED: FileUse.ValueType  # 2
 FILE_USE_OPEN: FileUse.ValueType  # 3
 FILE_USE_WORKING_DIRECTORY: FileUse.ValueType  # 4
 FILE_USE_ROOT_DIRECTORY: FileUse.ValueType  # 5
+FILE_USE_SOCKET_DIRECTORY: FileUse.ValueType  # 6
 Global___FileUse: _TypeAlias = FileUse  # noqa: Y015
 
 class _Severity:
@@ -133,6 +135,7 @@ class FileFacts(_message.Message):
     MODE_FIELD_NUMBER: _builtins.int
     BUILD_ID_FIELD_NUMBER: _builtins.int
     WRITABLE_FIELD_NUMBER: _builtins.int
+    APPEND_ONLY_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     use: Global___FileUse.ValueType
     exists: _builtins.bool
@@ -140,6 +143,7 @@ class FileFacts(_message.Message):
     mode: _builtins.int
     build_id: _builtins.str
     writable: _builtins.bool
+    append_only: _builtins.bool
     def __init__(
         self,
         *,
@@ -150,10 +154,11 @@ class FileFacts(_message.Message):
         mode: _builtins.int = ...,
         build_id: _builtins.str = ...,
         writable: _builtins.bool = ...,
+        append_only: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["build_id", b"build_id", "exists", b"exists", "mode", b"mode", "path", b"path", "size_bytes", b"size_bytes", "use", b"use", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_only", b"append_only", "build_id", b"build_id", "exists", b"exists", "mode", b"mode", "path", b"path", "size_bytes", b"size_bytes", "use", b"use", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -280,6 +285,7 @@ class HostFacts(_message.Message):
     MEMORY_AVAILABLE_BYTES_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    DEVICES_FIELD_NUMBER: _builtins.int
     host_name: _builtins.str
     phaul_version: _builtins.str
     kernel_release: _builtins.str
@@ -294,6 +300,8 @@ class HostFacts(_message.Message):
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressFacts]: ...
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
+    @_builtins.property
+    def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -308,10 +316,11 @@ class HostFacts(_message.Message):
         memory_available_bytes: _builtins.int = ...,
         addresses: _abc.Iterable[Global___AddressFacts] | None = ...,
         problems: _abc.Iterable[Global___Problem] | None = ...,
+        devices: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "criu_path", b"criu_path", "criu_version", b"criu_version", "features", b"features", "host_name", b"host_name", "kernel_release", b"kernel_release", "memory_available_bytes", b"memory_available_bytes", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "host_name", b"host_name", "kernel_release", b"kernel_release", "memory_available_bytes", b"memory_available_bytes", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
