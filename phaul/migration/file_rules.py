@@ -1,0 +1,139 @@
+"""Which files of the destination would make CRIU's restore fail: missing, or not the same. Pure.
+
+Called by `preflight` alone. The rules are those of open_path and validate_file in criu/files-reg.c, 4.2: every path is
+opened as it was; type and permission bits must be equal for files, directories and devices alike; the size for
+regular files, unless held by O_WRONLY|O_APPEND alone; the build ID where both have one. phaul is stricter in one point:
+a program that lost its build ID is another program.
+"""
+
+from __future__ import annotations
+
+import shlex
+import stat
+from collections.abc import Iterable, Iterator, Sequence
+
+from phaul.migration.facts import FileFacts, FileUse, Problem, Severity
+from phaul.units import format_bytes
+
+LISTED_FILES = 3
+USES = {
+    FileUse.EXECUTABLE: "its program",
+    FileUse.MAPPED: "mapped",
+    FileUse.OPEN: "open",
+    FileUse.WORKING_DIRECTORY: "its working directory",
+    FileUse.ROOT_DIRECTORY: "its root directory",
+    FileUse.SOCKET_DIRECTORY: "with a socket of it inside",
+}
+KINDS = {
+    stat.S_IFREG: "a regular file",
+    stat.S_IFDIR: "a directory",
+    stat.S_IFCHR: "a character device",
+    stat.S_IFBLK: "a block device",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+}
+# Made anew by each kernel: nothing can be copied there.
+KERNEL_FILE_SYSTEMS = ("/proc/", "/sys/", "/dev/")
+
+
+def file_problems(held: Sequence[FileFacts], there: Iterable[FileFacts], host: str) -> tuple[Problem, ...]:
+    """
+    Compare what the workload holds with what the destination has.
+
+    Args:
+        held: as they look on the source.
+        there: as they look on the destination, found by path; a path it did not answer for counts as missing.
+        host: the destination's name, for the messages.
+
+    Returns:
+        One problem for each kind of difference, naming the first files.
+    """
+    seen = {file.path: file for file in there}
+    differing: dict[str, list[tuple[FileFacts, str]]] = {}
+    for file in held:
+        for code, words in _differences(file, seen.get(file.path)):
+            differing.setdefault(code, []).append((file, words))
+    return tuple(_fold(code, found, host) for code, found in differing.items())
+
+
+def _differences(file: FileFacts, other: FileFacts | None) -> Iterator[tuple[str, str]]:
+    """Give what CRIU would stumble over first for one file: a code, and the difference in words."""
+    if other is None or not other.exists:
+        yield "file_missing", USES[file.use]
+        return
+    if stat.S_IFMT(file.mode) != stat.S_IFMT(other.mode):
+        yield "file_type", f"{_kind(other.mode)} there, {_kind(file.mode)} here"
+        return
+    if stat.S_IMODE(file.mode) != stat.S_IMODE(other.mode) and file.use is not FileUse.SOCKET_DIRECTORY:
+        yield "file_mode", f"{stat.S_IMODE(other.mode):04o} there, {stat.S_IMODE(file.mode):04o} here"
+    if not stat.S_ISREG(file.mode):
+        return
+    if file.size_bytes != other.size_bytes:
+        words = f"{_size(other.size_bytes)} there, {_size(file.size_bytes)} here"
+        yield ("log_size" if file.append_only else "file_size"), words
+    elif file.build_id != other.build_id:
+        yield "file_build_id", f"{_short(other.build_id)} there, {_short(file.build_id)} here"
+
+
+def _fold(code: str, found: list[tuple[FileFacts, str]], host: str) -> Problem:
+    named = ", ".join(f"{file.path} ({words})" for file, words in found[:LISTED_FILES])
+    if len(found) > LISTED_FILES:
+        named += f" and {len(found) - LISTED_FILES} more"
+    many = len(found) > 1
+    files = [file for file, _ in found]
+    if code == "file_missing":
+        message = f"{'Paths' if many else 'A path'} that the workload uses {'are' if many else 'is'} missing on {host}"
+    elif code == "file_type":
+        message = f"{'Paths' if many else 'A path'} of the workload {'are' if many else 'is'} of another type on {host}"
+    elif code == "file_mode":
+        message = f"{'Paths' if many else 'A path'} of the workload {'have' if many else 'has'} another mode on {host}"
+    elif code == "file_build_id":
+        message = f"{'Programs' if many else 'A program'} or library of the workload is another build on {host}"
+    elif code == "log_size":
+        message = f"{'Logs' if many else 'A log'} of the workload will go on in another file on {host}"
+    else:
+        message = f"{'Files' if many else 'A file'} of the workload {'have' if many else 'has'} another size on {host}"
+    severity = Severity.WARNS if code == "log_size" else Severity.REFUSES
+    return Problem(code, f"{message}: {named}.", _hint(code, files, host), severity)
+
+
+def _hint(code: str, files: list[FileFacts], host: str) -> str:
+    """Say what to do about the first few; a command where one does it."""
+    paths = [file.path for file in files]
+    copyable = [path for path in paths if not path.startswith(KERNEL_FILE_SYSTEMS) or path.startswith("/dev/shm/")]
+    if code == "log_size":
+        return (
+            "Nothing is lost: what was written so far stays on the source. Use shared storage to have it in one file."
+        )
+    if not copyable:
+        return f"That path belongs to the kernel: look whether {host} has the same driver, device or module."
+    quoted = " ".join(shlex.quote(path) for path in copyable[:LISTED_FILES])
+    more = " (and the others)" if len(copyable) > LISTED_FILES else ""
+    if code == "file_mode":
+        modes = {path: file.mode for file, path in zip(files, paths, strict=True)}
+        first = copyable[0]
+        rest = " and so on" if len(copyable) > 1 else ""
+        return f"On {host}: `chmod {stat.S_IMODE(modes[first]):04o} {shlex.quote(first)}`{rest}."
+    if code == "file_missing" and all(stat.S_ISDIR(file.mode) for file in files):
+        return f"On {host}: `mkdir -p {quoted}`{more}, with owner and mode as here."
+    if code == "file_build_id" or any(file.use in (FileUse.EXECUTABLE, FileUse.MAPPED) for file in files):
+        return f"Install the same version of the packages on both hosts; or `rsync -aR {quoted} {host}:/`{more}."
+    if any(file.writable for file in files):
+        return (
+            f"The workload writes there: put it on storage that both hosts mount, or stop the writing and "
+            f"`rsync -aR {quoted} {host}:/`{more}."
+        )
+    return f"Copy it: `rsync -aR {quoted} {host}:/`{more}; or put it on storage that both hosts mount."
+
+
+def _kind(mode: int) -> str:
+    return KINDS.get(stat.S_IFMT(mode), "something else")
+
+
+def _size(count: int) -> str:
+    """Exact, with a rounded one beside it where that reads better."""
+    return f"{count} bytes" if count < 10_000 else f"{count} bytes = {format_bytes(count)}"
+
+
+def _short(build_id: str) -> str:
+    return f"build {build_id[:12]}" if build_id else "no build ID"

@@ -1,0 +1,223 @@
+"""What of a tree must be found again on the destination: its files, its connections, its memory.
+
+Called by `workloads.process` with a `TreeSnapshot`. Looks at paths of this host; changes nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from enum import Enum
+from pathlib import PurePosixPath
+
+from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem
+from phaul.system import files
+from phaul.system.procfs import DELETED_SUFFIX, PROC, Mapping
+from phaul.units import MIB, format_bytes
+from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot
+
+# CRIU's --ghost-limit when nothing else is asked: compared with the blocks in use (criu/files-reg.c, 4.2).
+GHOST_LIMIT_BYTES = MIB
+BLOCK_BYTES = 512  # the unit of st_blocks (stat(3type))
+
+# Names that look like paths, but whose memory has no file: CRIU dumps it.
+MEMORY_NAMES = ("/memfd:", "/dev/zero (deleted)", "/SYSV", "/[aio]", "/anon_hugepage", "/dmabuf:")
+MAPPABLE_DEVICES = ("/dev/zero", "/dev/null")
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A path as one process holds it, before it is known how it looks."""
+
+    path: str  # as the kernel names it, with DELETED_SUFFIX where it has none any more
+    use: FileUse
+    proc_path: str  # where the held file itself can be looked at, whatever became of its path
+    process: ProcessSnapshot
+    writable: bool = False
+    append_only: bool = False
+
+
+def files_of(tree: TreeSnapshot) -> tuple[tuple[FileFacts, ...], tuple[Problem, ...]]:
+    """Say which paths the destination needs, and what keeps a held file from being dumped. Each path comes once."""
+    found: dict[str, FileFacts] = {}
+    problems: dict[str, Problem] = {}
+    looks: dict[str, files.FileLook] = {}
+    for process in tree.processes:
+        for held in _held_by(process):
+            path = held.path
+            if known := found.get(path):
+                found[path] = replace(
+                    known,
+                    writable=known.writable or held.writable,
+                    append_only=known.append_only and held.append_only,
+                )
+                continue
+            if path in problems or _is_of_proc(path):
+                continue
+            look = looks.setdefault(path, files.look_at(path))
+            fate = _judge_path(held, look)
+            if isinstance(fate, Problem):
+                problems[path] = fate
+            if fate is not Fate.NEEDED:
+                continue
+            if held.use is FileUse.MAPPED and stat.S_ISCHR(look.mode) and path not in MAPPABLE_DEVICES:
+                problems[path] = Problem(
+                    "device",
+                    f"{process.name} maps the device {path}, which cannot be dumped.",
+                    "Stop what uses the device, then migrate again.",
+                )
+                continue
+            found[path] = FileFacts(
+                path=path,
+                use=held.use,
+                size_bytes=look.size_bytes,
+                mode=look.mode,
+                build_id=look.build_id,
+                writable=held.writable,
+                append_only=held.append_only,
+            )
+    for directory in _socket_directories(tree):
+        found.setdefault(directory, FileFacts(directory, FileUse.SOCKET_DIRECTORY, mode=files.look_at(directory).mode))
+    return tuple(found.values()), tuple(problems.values())
+
+
+def _held_by(process: ProcessSnapshot) -> Iterator[Held]:
+    proc = PROC / str(process.pid)
+    if process.executable:
+        yield Held(process.executable, FileUse.EXECUTABLE, str(proc / "exe"), process)
+    for mapping in process.mappings:
+        if mapping.path.startswith("/") and not mapping.path.startswith(MEMORY_NAMES):
+            proc_path = str(proc / "map_files" / f"{mapping.start:x}-{mapping.end:x}")
+            writable = mapping.shared and "w" in mapping.permissions
+            yield Held(mapping.path, FileUse.MAPPED, proc_path, process, writable)
+    for descriptor in process.descriptors:
+        if descriptor.link.startswith("/") and not descriptor.link.startswith((*MEMORY_NAMES, "/dev/pts/")):
+            access = descriptor.flags & os.O_ACCMODE
+            yield Held(
+                descriptor.link,
+                FileUse.OPEN,
+                str(proc / "fd" / str(descriptor.number)),
+                process,
+                writable=access != os.O_RDONLY,
+                append_only=access == os.O_WRONLY and bool(descriptor.flags & os.O_APPEND),
+            )
+    if process.working_directory:
+        yield Held(process.working_directory, FileUse.WORKING_DIRECTORY, str(proc / "cwd"), process)
+    if process.root_directory != "/":
+        yield Held(process.root_directory, FileUse.ROOT_DIRECTORY, str(proc / "root"), process)
+
+
+def _is_of_proc(path: str) -> bool:
+    # /proc/PID of the tree is there again when the tree is; of others, CRIU takes leave to remap dead ones.
+    return path.startswith("/proc/") and path.split("/")[2].isdigit()
+
+
+class Fate(Enum):
+    """What becomes of a held file that is no problem."""
+
+    NEEDED = "its path leads to it, here and so on the destination"
+    CARRIED = "it has no path any more; CRIU carries it in its images"
+
+
+def _judge_path(held: Held, look: files.FileLook) -> Fate | Problem:
+    """Say how a held file can get to the destination, in the order of check_path_remap (criu/files-reg.c, 4.2)."""
+    try:
+        itself = os.stat(held.proc_path)  # noqa: PTH116 -- follows a link of /proc, which is no path
+    except OSError:  # closed meanwhile, or map_files without CAP_CHECKPOINT_RESTORE: only the name is known
+        return Fate.CARRIED if held.path.endswith(DELETED_SUFFIX) and not look.exists else Fate.NEEDED
+    plain = held.path.removesuffix(DELETED_SUFFIX)
+    if itself.st_nlink == 0:
+        size_bytes = itself.st_blocks * BLOCK_BYTES
+        if not stat.S_ISREG(itself.st_mode) or size_bytes <= GHOST_LIMIT_BYTES:
+            return Fate.CARRIED
+        replaced = files.look_at(plain).exists
+        return Problem(
+            "deleted_file_too_big",
+            f"{held.process.name} holds {plain}, which was {'replaced' if replaced else 'deleted'} and has "
+            f"{format_bytes(size_bytes)}; a file without a path travels only up to {format_bytes(GHOST_LIMIT_BYTES)}.",
+            "The program or a library was upgraded under it: restart it, then migrate."
+            if replaced and held.use is not FileUse.OPEN
+            else "Let the process close the file (a restart or a log rotation signal does), then migrate again.",
+        )
+    if not look.exists:
+        return Problem(
+            "deleted_file_linked",
+            f"{held.process.name} holds {plain}, whose name was removed while another hard link to it is left.",
+            "Let the process close the file, or give it its name back with `ln`, then migrate again.",
+        )
+    if held.use is FileUse.OPEN and (itself.st_ino, itself.st_dev) != (look.inode, look.device):
+        return Problem(
+            "file_replaced",
+            f"{held.process.name} holds {plain}, but that path now leads to another file.",
+            "Let the process open the file again (a restart or a log rotation signal does), then migrate again.",
+        )
+    return Fate.NEEDED
+
+
+def _socket_directories(tree: TreeSnapshot) -> list[str]:
+    names = {tree.unix[inode].name for inode in socket_inodes(tree) if inode in tree.unix}
+    return sorted({str(PurePosixPath(name).parent) for name in names if name.startswith("/")})
+
+
+def socket_inodes(tree: TreeSnapshot) -> dict[int, tuple[ProcessSnapshot, int]]:
+    """Give every socket of the tree by inode, with the first process that holds it and the descriptor's number."""
+    found: dict[int, tuple[ProcessSnapshot, int]] = {}
+    for process in tree.processes:
+        for descriptor in process.descriptors:
+            if stat.S_ISSOCK(descriptor.look.st_mode):
+                found.setdefault(descriptor.look.st_ino, (process, descriptor.number))
+    return found
+
+
+def connections_of(tree: TreeSnapshot) -> tuple[ConnectionFacts, ...]:
+    """Give every TCP and UDP socket of the tree once, however many processes share it."""
+    return tuple(
+        ConnectionFacts(
+            protocol=each.protocol,
+            state=each.state,
+            local_address=each.local_address,
+            local_port=each.local_port,
+            remote_address=each.remote_address,
+            remote_port=each.remote_port,
+            unaccepted=each.waiting if each.protocol == "tcp" and each.state == "listen" else 0,
+        )
+        for inode in socket_inodes(tree)
+        if (each := tree.internet.get(inode))
+    )
+
+
+def memory_bytes_of(tree: TreeSnapshot) -> int:
+    """Say how much memory CRIU will dump.
+
+    Of each process what is anonymous (copied file pages included), resident or swapped; shared anonymous memory (shared
+    mappings without a file, memfd, SysV) once for each object. Never less than what is dumped while the tree stands
+    still: pages that two processes still share after a fork are counted, and dumped, for each (criu/mem.c, 4.2).
+    """
+    private = 0
+    mapped: dict[tuple[int, int], int] = {}
+    objects: dict[tuple[int, int], int] = {}
+    for process in tree.processes:
+        for mapping in process.mappings:
+            private += mapping.anonymous_bytes
+            if mapping.shared and mapping.path.startswith(MEMORY_NAMES):
+                key = (mapping.device, mapping.inode)
+                mapped[key] = mapped.get(key, 0) + mapping.resident_bytes + mapping.swap_bytes + mapping.hugetlb_bytes
+                if key not in objects and (allocated := _allocated_bytes(process, mapping)) is not None:
+                    objects[key] = allocated
+            elif not mapping.shared:
+                private += mapping.swap_bytes + mapping.hugetlb_bytes
+        for descriptor in process.descriptors:
+            if descriptor.link.startswith("/memfd:"):
+                look = descriptor.look
+                objects.setdefault((look.st_dev, look.st_ino), look.st_blocks * BLOCK_BYTES)
+    return private + sum((mapped | objects).values())
+
+
+def _allocated_bytes(process: ProcessSnapshot, mapping: Mapping) -> int | None:
+    try:
+        look = (PROC / str(process.pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}").stat()
+    except OSError:  # gone meanwhile, or without CAP_CHECKPOINT_RESTORE: the sum over the processes has to do
+        return None
+    return look.st_blocks * BLOCK_BYTES
