@@ -65,7 +65,7 @@ def resolve_addresses(request: MigrationRequest, source: HostFacts) -> tuple[Add
 
 
 def destination_addresses(request: MigrationRequest, addresses: Sequence[AddressFacts]) -> tuple[AddressFacts, ...]:
-    """Give `addresses` as they shall stand on the destination: on the device asked for, else on one of the same name."""
+    """Give `addresses` as they shall stand on the destination: on the device asked for, else on its namesake."""
     devices = {_normal(wanted.address): wanted.device for wanted in request.addresses}
     return tuple(replace(each, device=devices.get(_normal(each.address)) or each.device) for each in addresses)
 

@@ -32,7 +32,7 @@ class Severity(StrEnum):
 class Problem:
     """One reason why this workload cannot go (or will go with a loss), and what to do about it.
 
-    `code` is stable and lower_snake_case (tests and `--json` use it); `message` is one sentence; `hint` says what to do.
+    `code` is stable and lower_snake_case (tests and `--json` use it), `message` is one sentence, `hint` is advice.
     """
 
     code: str

@@ -1,4 +1,4 @@
-"""What the decisions need of the world, as protocols. `agent.wiring` names the drivers; tests and `criu.fake` bring others.
+"""What the decisions need of the world, as protocols. `agent.wiring` names the drivers; tests bring others.
 
 Nothing in `migration` imports a driver. A method that can fail raises a `phaul.errors.PhaulError`; the docstring says
 what state that leaves.
@@ -61,7 +61,7 @@ class TreeHandle(Protocol):
         ...
 
     def kill(self) -> None:
-        """Deliver SIGKILL to every process of the tree. When this returns, none can run an instruction of its own again."""
+        """Deliver SIGKILL to every process of the tree: after this, none runs an instruction of its own again."""
         ...
 
     async def wait_dead(self, timeout_seconds: float) -> bool:
@@ -201,6 +201,58 @@ class NetworkIdentity(Protocol):
         ...
 
 
+class ImageRooms(Protocol):
+    """Where the images of a migration lie while it is under way: in memory, bounded, one directory each, mode 0700."""
+
+    async def make(self, migration_id: str, size_bytes: int) -> Path:
+        """Make an empty directory that holds at most `size_bytes`."""
+        ...
+
+    async def release(self, migration_id: str) -> None:
+        """Give the directory and its memory back; nothing happens where there is none."""
+        ...
+
+
+class PageChannel(Protocol):
+    """The source's end of the connection on which the memory travels."""
+
+    def fileno(self) -> int:
+        """The connected TCP socket, for CRIU."""
+        ...
+
+    def delivered_bytes(self) -> int:
+        """How much the destination has acknowledged so far."""
+        ...
+
+    def close(self) -> None:
+        """Shut the connection down; who still sends into it fails. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Reservation:
+    """What the destination shall hold ready for one migration."""
+
+    migration_id: str
+    source_host: str
+    root_pid: int
+    command: str
+    memory_bytes: int
+    addresses: tuple[AddressFacts, ...]  # the device is the destination's
+    keep_connections: bool
+    shell_job: bool
+
+
+@dataclass(frozen=True, slots=True)
+class RestoredCopy:
+    """What the destination says of a copy that it holds at the gate."""
+
+    pid: int
+    page_bytes: int
+    restore_us: int
+    addresses_us: int
+
+
 class PeerAgent(Protocol):
     """The destination's agent, as the coordinator sees it. Every call is idempotent by migration and name.
 
@@ -214,4 +266,24 @@ class PeerAgent(Protocol):
 
     async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
         """What the destination is, and has of what the workload needs."""
+        ...
+
+    async def prepare(self, reservation: Reservation) -> PageChannel:
+        """Have room and a page receiver made, and connect to that."""
+        ...
+
+    async def send_images(self, migration_id: str, directory: Path) -> int:
+        """Send every image file of a directory; returns their bytes once all are verified over there."""
+        ...
+
+    async def restore(self, migration_id: str) -> RestoredCopy:
+        """Have the copy restored and held at its gate, its addresses in place behind a fence."""
+        ...
+
+    async def resume(self, migration_id: str) -> tuple[str, ...]:
+        """Say that the source tree is dead: the copy runs from here on. Returns warnings."""
+        ...
+
+    async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
+        """Have everything undone over there; returns what could not be."""
         ...

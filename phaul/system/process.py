@@ -14,6 +14,7 @@ from subprocess import DEVNULL, PIPE
 import structlog
 
 from phaul.errors import PhaulError
+from phaul.system import children
 
 log = structlog.get_logger(__name__)
 
@@ -47,9 +48,11 @@ async def run(
     """
     pasted = shlex.join(argv)
     try:
-        child = await asyncio.create_subprocess_exec(
-            *argv, stdin=PIPE if stdin else DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
-        )
+        with children.starting() as started:
+            child = await asyncio.create_subprocess_exec(
+                *argv, stdin=PIPE if stdin else DEVNULL, stdout=PIPE, stderr=PIPE, start_new_session=True
+            )
+            started.pid = child.pid
     except OSError as error:
         raise CommandError(f"`{pasted}` could not be started: {error.strerror}") from error
     try:
@@ -61,9 +64,12 @@ async def run(
         if child.returncode is None:
             child.kill()
             await child.wait()
+        children.ended(child.pid)
     assert child.returncode is not None
     done = Completed(child.returncode, out.decode(errors="replace"), err.decode(errors="replace"))
     log.debug("command.ended", command=pasted, exit_status=done.exit_status)
     if check and done.exit_status != 0:
-        raise CommandError(f"`{pasted}` exited with {done.exit_status}", detail=done.stderr.strip() or done.stdout.strip())
+        raise CommandError(
+            f"`{pasted}` exited with {done.exit_status}", detail=done.stderr.strip() or done.stdout.strip()
+        )
     return done

@@ -1,0 +1,1 @@
+"""How bytes travel between two agents: memory over the page channel, the other images in a checked stream."""

@@ -62,14 +62,14 @@ class PrepareRequest(_message.Message):
     COMMAND_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
-    RESTORE_CONNECTIONS_FIELD_NUMBER: _builtins.int
+    KEEP_CONNECTIONS_FIELD_NUMBER: _builtins.int
     SHELL_JOB_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     source_host: _builtins.str
     root_pid: _builtins.int
     command: _builtins.str
     memory_bytes: _builtins.int
-    restore_connections: _builtins.bool
+    keep_connections: _builtins.bool
     shell_job: _builtins.bool
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AddressFacts]:
@@ -84,12 +84,12 @@ class PrepareRequest(_message.Message):
         command: _builtins.str = ...,
         memory_bytes: _builtins.int = ...,
         addresses: _abc.Iterable[_facts_pb2.AddressFacts] | None = ...,
-        restore_connections: _builtins.bool = ...,
+        keep_connections: _builtins.bool = ...,
         shell_job: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "restore_connections", b"restore_connections", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -181,19 +181,15 @@ class RestoreRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
-    PAGE_BYTES_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
-    page_bytes: _builtins.int
-    """what the source's dump put into the page channel"""
     def __init__(
         self,
         *,
         migration_id: _builtins.str = ...,
-        page_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id", "page_bytes", b"page_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -252,23 +248,17 @@ Global___ResumeRequest: _TypeAlias = ResumeRequest  # noqa: Y015
 class ResumeReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
-    PID_FIELD_NUMBER: _builtins.int
-    RESUME_US_FIELD_NUMBER: _builtins.int
     WARNINGS_FIELD_NUMBER: _builtins.int
-    pid: _builtins.int
-    resume_us: _builtins.int
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
-        pid: _builtins.int = ...,
-        resume_us: _builtins.int = ...,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["pid", b"pid", "resume_us", b"resume_us", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

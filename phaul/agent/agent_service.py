@@ -1,0 +1,81 @@
+"""The `Agent` service: what the person on this host asks for, over the Unix socket. Made by `agent.server`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+from phaul.agent.history import History
+from phaul.agent.messages import from_message, to_message
+from phaul.agent.outgoing import OutgoingMigrations
+from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
+from phaul.migration.coordinator import Host
+from phaul.migration.facts import MigrationRequest
+from phaul.rpc.v1 import agent_pb2, facts_pb2
+from phaul.rpc.v1.agent_pb2_grpc import AgentServicer
+
+
+class AgentService(AgentServicer):
+    """Serves `phaul` on this host. Holds nothing of its own."""
+
+    def __init__(self, host: Host, migrations: OutgoingMigrations, history: History) -> None:
+        self._host = host
+        self._migrations = migrations
+        self._history = history
+
+    @reports_errors
+    async def DescribeHost(self, request: agent_pb2.DescribeHostRequest, context: Context) -> facts_pb2.HostFacts:
+        """What this host is and can do."""
+        return to_message(await self._host.describe(), facts_pb2.HostFacts)
+
+    @reports_errors
+    async def Check(self, request: facts_pb2.MigrationRequest, context: Context) -> facts_pb2.CheckReport:
+        """Preflight alone."""
+        report = await self._migrations.check(from_message(request, MigrationRequest))
+        return to_message(report, facts_pb2.CheckReport)
+
+    @reports_errors
+    async def StartMigration(
+        self, request: facts_pb2.MigrationRequest, context: Context
+    ) -> agent_pb2.StartMigrationReply:
+        """Start a migration in the agent."""
+        return agent_pb2.StartMigrationReply(
+            migration_id=self._migrations.start(from_message(request, MigrationRequest))
+        )
+
+    @reports_stream_errors
+    async def WatchMigration(
+        self, request: agent_pb2.MigrationReference, context: Context
+    ) -> AsyncIterator[agent_pb2.MigrationEvent]:
+        """Its events, from the first to the last."""
+        outgoing = self._migrations.get(request.migration_id)
+        if outgoing is not None:
+            async for event in outgoing.watch():
+                yield event
+            return
+        # One of an earlier life of the agent, or one that came in: all that is known is how it stands.
+        record = self._history.get(request.migration_id)
+        yield agent_pb2.MigrationEvent(
+            migration_id=record.migration_id,
+            sequence=1,
+            unix_us=record.ended_unix_us or record.started_unix_us,
+            finished=agent_pb2.Finished(
+                outcome=record.outcome,
+                report=record.report if record.HasField("report") else None,
+                error=record.error if record.HasField("error") else None,
+            ),
+        )
+
+    @reports_errors
+    async def CancelMigration(
+        self, request: agent_pb2.MigrationReference, context: Context
+    ) -> agent_pb2.CancelMigrationReply:
+        """Ask for a rollback."""
+        accepted, reason = self._migrations.cancel(request.migration_id)
+        return agent_pb2.CancelMigrationReply(accepted=accepted, reason=reason)
+
+    @reports_errors
+    async def ListMigrations(
+        self, request: agent_pb2.ListMigrationsRequest, context: Context
+    ) -> agent_pb2.ListMigrationsReply:
+        """Migrations of this host, newest first."""
+        return agent_pb2.ListMigrationsReply(migrations=self._history.newest_first())

@@ -1,0 +1,212 @@
+"""Migrations that leave this host: started, watched, cancelled. Each runs as a task of the agent, whoever looks on.
+
+Owned by `agent.server`, used by `agent.agent_service`. Keeps the events of each migration of this agent's life, so that
+a watcher who comes late, or after it has ended, sees all of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+
+from phaul.agent.history import History
+from phaul.agent.messages import to_message
+from phaul.agent.peer_client import GrpcPeer
+from phaul.errors import (
+    DefectError,
+    InDoubtError,
+    LostError,
+    NotTrustedError,
+    PhaulError,
+    PreflightError,
+    UnreachableError,
+    UsageError,
+)
+from phaul.migration.coordinator import Coordinator, Host, check
+from phaul.migration.events import Event, Finished, Outcome, PhaseStarted, Progress, Role, Started
+from phaul.migration.facts import CheckReport, MigrationRequest
+from phaul.rpc.v1 import agent_pb2
+
+log = structlog.get_logger(__name__)
+
+KINDS = {
+    "Started": "started",
+    "PhaseStarted": "phase_started",
+    "Progress": "progress",
+    "Warning": "warning",
+    "Finished": "finished",
+}
+
+
+def outcome_of(error: PhaulError) -> Outcome:
+    """How a migration that ended with this error stands."""
+    if isinstance(error, PreflightError | UnreachableError | NotTrustedError | UsageError):
+        return Outcome.REFUSED
+    if isinstance(error, InDoubtError):
+        return Outcome.IN_DOUBT
+    if isinstance(error, LostError):
+        return Outcome.LOST
+    return Outcome.ROLLED_BACK
+
+
+class Outgoing:
+    """One migration under way or ended, and what it told so far. An `EventSink`."""
+
+    def __init__(self, migration_id: str, history: History) -> None:
+        self.migration_id = migration_id
+        self.task: asyncio.Task[None] | None = None
+        self.coordinator: Coordinator | None = None
+        self._history = history
+        self._events: list[agent_pb2.MigrationEvent] = []
+        self._wakers: set[asyncio.Event] = set()
+        self.ended = False
+
+    def emit(self, event: Event) -> None:
+        """Keep the event and wake who watches."""
+        message = agent_pb2.MigrationEvent(
+            migration_id=self.migration_id,
+            sequence=len(self._events) + 1,
+            unix_us=time.time_ns() // 1000,
+        )
+        field = KINDS[type(event).__name__]
+        target = getattr(message, field)
+        target.CopyFrom(to_message(event, type(target)))
+        self._events.append(message)
+        if isinstance(event, PhaseStarted):
+            self._history.enter(self.migration_id, event.phase)
+        elif isinstance(event, Started):
+            self._history.describe(self.migration_id, event.command)
+        if not isinstance(event, Progress):
+            log.info(f"migration.{field}", migration_id=self.migration_id, **_brief(event))
+        for waker in self._wakers:
+            waker.set()
+
+    async def watch(self) -> AsyncIterator[agent_pb2.MigrationEvent]:
+        """Give every event from the first on, live until the last."""
+        waker = asyncio.Event()
+        self._wakers.add(waker)
+        given = 0
+        try:
+            while True:
+                waker.clear()
+                while given < len(self._events):
+                    yield self._events[given]
+                    given += 1
+                if self.ended and given == len(self._events):
+                    return
+                await waker.wait()
+        finally:
+            self._wakers.discard(waker)
+
+    def finish(self) -> None:
+        """No more events come."""
+        self.ended = True
+        for waker in self._wakers:
+            waker.set()
+
+
+def _brief(event: Event) -> dict[str, object]:
+    match event:
+        case PhaseStarted(phase):
+            return {"phase": str(phase)}
+        case Finished(outcome, report, error):
+            return {
+                "outcome": str(outcome),
+                "downtime_us": report.downtime_us if report else None,
+                "error": error.message if error else None,
+            }
+        case Started():
+            return {"root_pid": event.root_pid, "destination": event.destination}
+        case _:
+            return {"message": getattr(event, "message", "")}
+
+
+class OutgoingMigrations:
+    """All of them. Refuses a second migration of a workload that is already on its way."""
+
+    def __init__(self, host: Host, history: History, connect: Callable[[str], GrpcPeer]) -> None:
+        self._host = host
+        self._history = history
+        self._connect = connect
+        self._migrations: dict[str, Outgoing] = {}
+        self._under_way: dict[int, str] = {}
+
+    async def check(self, request: MigrationRequest) -> CheckReport:
+        """Preflight alone."""
+        peer = self._connect(request.destination)
+        try:
+            return await check(request, self._host, peer)
+        finally:
+            await peer.close()
+
+    def start(self, request: MigrationRequest) -> str:
+        """Start a migration; give its ID. Raises `PreflightError` or `UsageError` with nothing begun."""
+        other = self._under_way.get(request.root_pid)
+        if other is not None:
+            raise PreflightError(
+                f"PID {request.root_pid} is already being migrated, by migration {other}",
+                hint=f"`phaul watch {other}` shows it, `phaul cancel {other}` rolls it back.",
+            )
+        peer = self._connect(request.destination)
+        migration_id = secrets.token_hex(4)
+        self._history.begin(migration_id, Role.SOURCE, peer.name, request.root_pid, "")
+        outgoing = Outgoing(migration_id, self._history)
+        outgoing.emit(Started(request.root_pid, "", peer.name))
+        outgoing.coordinator = Coordinator(migration_id, request, self._host, peer, outgoing)
+        self._migrations[migration_id] = outgoing
+        self._under_way[request.root_pid] = migration_id
+        outgoing.task = asyncio.create_task(self._run(outgoing, outgoing.coordinator, peer, request))
+        return migration_id
+
+    def get(self, migration_id: str) -> Outgoing | None:
+        """Give a migration of this agent's life; None for one of an earlier life or that came in."""
+        return self._migrations.get(self._history.get(migration_id).migration_id)
+
+    def cancel(self, migration_id: str) -> tuple[bool, str]:
+        """Ask for a rollback; say whether it was in time, and if not, why."""
+        outgoing = self.get(migration_id)
+        if outgoing is None or outgoing.task is None or outgoing.ended:
+            return False, "it has ended already"
+        if outgoing.coordinator is not None and outgoing.coordinator.committed:
+            return False, "it is past COMMIT: the workload runs on the destination, or is about to"
+        outgoing.task.cancel()
+        return True, ""
+
+    async def close(self) -> None:
+        """Roll back what can be, and see the rest through, as far as this takes under a minute."""
+        tasks = []
+        for outgoing in self._migrations.values():
+            if outgoing.task is not None and not outgoing.task.done():
+                if not (outgoing.coordinator and outgoing.coordinator.committed):
+                    outgoing.task.cancel()
+                tasks.append(outgoing.task)
+        if tasks:
+            await asyncio.wait(tasks, timeout=60)
+
+    async def _run(
+        self, outgoing: Outgoing, coordinator: Coordinator, peer: GrpcPeer, request: MigrationRequest
+    ) -> None:
+        migration_id = outgoing.migration_id
+        try:
+            report = await coordinator.run()
+        except PhaulError as error:
+            outcome = outcome_of(error)
+            self._history.end(migration_id, outcome, error=error)
+            outgoing.emit(Finished(outcome, error=error))
+        except BaseException as failure:
+            log.exception("migration.failed", migration_id=migration_id)
+            defect = DefectError(f"phaul failed: {type(failure).__name__}: {failure}")
+            outcome = Outcome.IN_DOUBT if coordinator.committed else Outcome.ROLLED_BACK
+            self._history.end(migration_id, outcome, error=defect)
+            outgoing.emit(Finished(outcome, error=defect))
+        else:
+            self._history.end(migration_id, Outcome.COMPLETED, report=report)
+            outgoing.emit(Finished(Outcome.COMPLETED, report=report))
+        finally:
+            self._under_way.pop(request.root_pid, None)
+            outgoing.finish()
+            await peer.close()

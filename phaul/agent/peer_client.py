@@ -1,0 +1,135 @@
+"""`PeerAgent` over gRPC: what the coordinator asks of the destination's agent.
+
+Made by `agent.wiring` for each migration. Every call has a deadline; a peer that does not answer within it is an
+`UnreachableError`, and what the peer itself reports is raised as it was there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+
+from phaul import __version__
+from phaul.agent.client import MESSAGE_LIMIT_BYTES, reported_error
+from phaul.agent.destination import Destination
+from phaul.agent.messages import from_message, to_message
+from phaul.criu.images import image_files
+from phaul.errors import DefectError, UnreachableError
+from phaul.migration.facts import DestinationFacts, FileFacts
+from phaul.migration.interfaces import PageChannel, Reservation, RestoredCopy
+from phaul.rpc.v1 import facts_pb2, peer_pb2
+from phaul.rpc.v1.peer_pb2_grpc import PeerStub
+from phaul.transfer.image_stream import chunks
+from phaul.transfer.page_channel import open_page_channel
+
+R = TypeVar("R")
+
+OBSERVE_SECONDS = 30.0  # reads every mapped file's build ID
+ANSWER_SECONDS = 15.0
+TRANSFER_SECONDS = 600.0  # the images that are not memory: megabytes
+RESTORE_SECONDS = 3600.0  # grows with memory: the pages must have arrived and be read back
+UNDO_SECONDS = 30.0
+
+
+class GrpcPeer:
+    """The agent of another host. Owns the gRPC channel until `close`."""
+
+    def __init__(self, destination: Destination) -> None:
+        self._destination = destination
+        self._channel = grpc.aio.insecure_channel(
+            str(destination),
+            options=[
+                ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+                ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+                ("grpc.enable_http_proxy", 0),  # hosts that migrate to each other are not behind a web proxy
+                ("grpc.use_local_subchannel_pool", 1),
+                ("grpc.initial_reconnect_backoff_ms", 100),
+                ("grpc.max_reconnect_backoff_ms", 2000),
+            ],
+        )
+        self._stub = PeerStub(self._channel)
+
+    @property
+    def name(self) -> str:
+        """HOST:PORT."""
+        return str(self._destination)
+
+    async def close(self) -> None:
+        """Give the connection back."""
+        await self._channel.close(None)
+
+    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
+        """What the destination is, and has of what the workload needs."""
+        request = peer_pb2.ObserveRequest(
+            ids=ids, files=(to_message(file, facts_pb2.FileFacts) for file in files), phaul_version=__version__
+        )
+        return from_message(await self._call(self._stub.Observe(request, timeout=OBSERVE_SECONDS)), DestinationFacts)
+
+    async def prepare(self, reservation: Reservation) -> PageChannel:
+        """Reserve, and connect to the page receiver that was made."""
+        request = to_message(reservation, peer_pb2.PrepareRequest)
+        reply = await self._call(self._stub.Prepare(request, timeout=ANSWER_SECONDS))
+        return await open_page_channel(self._destination.host, reply.page_channel_port, reply.token)
+
+    async def send_images(self, migration_id: str, directory: Path) -> int:
+        """Send the image files; they are read in a thread, one chunk ahead of the wire."""
+
+        async def stream() -> AsyncIterator[peer_pb2.ImageChunk]:
+            for path in image_files(directory):
+                for chunk in chunks(path):
+                    yield peer_pb2.ImageChunk(
+                        migration_id=migration_id,
+                        name=chunk.name,
+                        data=chunk.data,
+                        last=chunk.last,
+                        sha256=chunk.sha256,
+                        size_bytes=chunk.size_bytes,
+                    )
+
+        reply = await self._call(self._stub.SendImages(stream(), timeout=TRANSFER_SECONDS))
+        return reply.bytes
+
+    async def restore(self, migration_id: str) -> RestoredCopy:
+        """Have the copy restored and held."""
+        request = peer_pb2.RestoreRequest(migration_id=migration_id)
+        return from_message(await self._call(self._stub.Restore(request, timeout=RESTORE_SECONDS)), RestoredCopy)
+
+    async def resume(self, migration_id: str) -> tuple[str, ...]:
+        """Have the copy run."""
+        request = peer_pb2.ResumeRequest(migration_id=migration_id)
+        return tuple((await self._call(self._stub.Resume(request, timeout=UNDO_SECONDS))).warnings)
+
+    async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
+        """Have everything undone."""
+        request = peer_pb2.AbortRequest(migration_id=migration_id, reason=reason)
+        return tuple((await self._call(self._stub.Abort(request, timeout=UNDO_SECONDS))).leftovers)
+
+    async def _call(self, call: Awaitable[R]) -> R:
+        try:
+            return await call
+        except grpc.aio.AioRpcError as error:
+            reported = reported_error(error)
+            if reported is not None:
+                raise reported from error
+            match error.code():
+                case grpc.StatusCode.UNAVAILABLE:
+                    raise UnreachableError(
+                        f"the phaul agent of {self.name} cannot be reached",
+                        hint="Is `phaul agent` running there, and does it listen on an address that is reachable "
+                        "from here (--listen)? Are ports closed between the hosts?",
+                        detail=error.details() or "",
+                    ) from error
+                case grpc.StatusCode.DEADLINE_EXCEEDED:
+                    raise UnreachableError(f"the phaul agent of {self.name} did not answer in time") from error
+                case grpc.StatusCode.UNIMPLEMENTED:
+                    raise UnreachableError(
+                        f"the phaul agent of {self.name} is of another version and does not know this call",
+                        hint="Install the same version of phaul on both hosts.",
+                    ) from error
+                case code:
+                    raise DefectError(
+                        f"the phaul agent of {self.name} failed: {error.details() or code}", detail=code.name
+                    ) from error

@@ -1,0 +1,172 @@
+"""The daemon: one a host. A Unix socket for the person, a TCP port for other agents, a TCP port for memory pages.
+
+Called by `phaul agent` and by tests, which run two of them in one process. Everything that it starts, `close` ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import grpc
+import structlog
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from phaul import __version__
+from phaul.agent.agent_service import AgentService
+from phaul.agent.client import MESSAGE_LIMIT_BYTES
+from phaul.agent.destination import Destination, parse_destination
+from phaul.agent.history import History
+from phaul.agent.outgoing import OutgoingMigrations
+from phaul.agent.page_listener import PageListener
+from phaul.agent.peer_client import GrpcPeer
+from phaul.agent.peer_service import PeerService
+from phaul.agent.trust import is_loopback, require_loopback_or_insecure
+from phaul.agent.wiring import make_connect, make_host
+from phaul.config import AgentConfig
+from phaul.criu.images import encode_pagemap
+from phaul.errors import UsageError
+from phaul.migration.coordinator import Host
+from phaul.observe.logs import configure_logs
+from phaul.rpc.v1 import agent_pb2, peer_pb2
+from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
+from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
+from phaul.system.children import adopt_orphans
+from phaul.system.memory import page_size_bytes
+from phaul.system.mounts import mounted_below, unmount_memory
+
+log = structlog.get_logger(__name__)
+
+STOP_GRACE_SECONDS = 2.0
+OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.so_reuseport", 0),  # a second agent on the port is an error, not a second opinion
+]
+
+
+class AgentServer:
+    """A running agent. Owns its servers, sockets and migrations from entering to leaving its context."""
+
+    def __init__(
+        self, config: AgentConfig, host: Host | None = None, connect: Callable[[str], GrpcPeer] | None = None
+    ) -> None:
+        self._config = config
+        self._host = host or make_host(config)
+        self._history = History(config.state_dir / "migrations")
+        self._listener = PageListener(page_size_bytes(), encode_pagemap)
+        self._migrations = OutgoingMigrations(self._host, self._history, connect or make_connect(config))
+        self._peer_service = PeerService(self._host, self._listener, self._history)
+        self._person_server = grpc.aio.server(options=OPTIONS)
+        self._peer_server = grpc.aio.server(options=OPTIONS)
+        self.peer_port = 0
+
+    async def __aenter__(self) -> Self:
+        config = self._config
+        listen = parse_destination_or_any_port(config.listen)
+        require_loopback_or_insecure(listen.host, config.insecure, "listen on")
+        if config.insecure and not is_loopback(listen.host):
+            log.warning(
+                "agent.insecure",
+                listen=config.listen,
+                meaning="whoever reaches this port can start processes here as root, and memory travels in the clear",
+            )
+        for directory in (config.runtime_dir, config.state_dir, config.socket.parent):
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        await self._clean_up_after_crash()
+        try:
+            await self._listener.start(listen.host, config.page_port)
+        except OSError as error:
+            raise UsageError(
+                f"the page port {config.page_port} cannot be listened on: {error.strerror}",
+                hint="Is another agent running? Choose another port with --page-port (0: any).",
+            ) from error
+        self._serve_peers(listen)
+        self._serve_person(config.socket)
+        await self._peer_server.start()
+        await self._person_server.start()
+        config.socket.chmod(0o600)
+        log.info(
+            "agent.ready",
+            version=__version__,
+            socket=str(config.socket),
+            listen=f"{listen.host}:{self.peer_port}",
+            page_port=self._listener.port,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._migrations.close()
+        await self._person_server.stop(STOP_GRACE_SECONDS)
+        await self._peer_server.stop(STOP_GRACE_SECONDS)
+        await self._peer_service.close()
+        await self._listener.close()
+        self._config.socket.unlink(missing_ok=True)
+        log.info("agent.stopped")
+
+    def _serve_peers(self, listen: Destination) -> None:
+        add_PeerServicer_to_server(self._peer_service, self._peer_server)
+        _add_standard_services(self._peer_server, peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name)
+        try:
+            self.peer_port = self._peer_server.add_insecure_port(str(listen))
+        except RuntimeError as error:
+            raise UsageError(
+                f"the agent cannot listen on {listen}",
+                hint="Is another agent running, or the address not local? Choose another with --listen.",
+                detail=str(error),
+            ) from error
+
+    def _serve_person(self, path: Path) -> None:
+        service = AgentService(self._host, self._migrations, self._history)
+        add_AgentServicer_to_server(service, self._person_server)
+        _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
+        path.unlink(missing_ok=True)
+        mask = os.umask(0o177)
+        try:
+            self._person_server.add_insecure_port(f"unix:{path}")
+        except RuntimeError as error:
+            raise UsageError(f"the agent cannot listen on the socket {path}", detail=str(error)) from error
+        finally:
+            os.umask(mask)
+
+    async def _clean_up_after_crash(self) -> None:
+        """Images that an agent before us left: CRIU has ended with it, so nobody needs them."""
+        for path in mounted_below(self._config.runtime_dir / "images"):
+            log.warning("images.left_by_crash", path=str(path))
+            await asyncio.to_thread(unmount_memory, path)
+
+
+def _add_standard_services(server: grpc.aio.Server, name: str) -> None:
+    checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in its stubs
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    for service in ("", name):
+        asyncio.ensure_future(checks.set(service, health_pb2.HealthCheckResponse.SERVING))
+    reflection.enable_server_reflection((name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
+
+
+def parse_destination_or_any_port(text: str) -> Destination:
+    """Read where to listen; unlike a destination, port 0 (any) is allowed."""
+    if text.endswith(":0"):
+        return Destination(parse_destination(text.removesuffix(":0")).host, 0)
+    return parse_destination(text)
+
+
+async def serve(config: AgentConfig) -> None:
+    """Run an agent until SIGTERM or SIGINT."""
+    configure_logs(config.log_level, config.log_format)
+    adopt_orphans()
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with AgentServer(config):
+        await stop.wait()
+        log.info("agent.stopping")

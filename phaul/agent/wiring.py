@@ -1,0 +1,108 @@
+"""The composition root: the only module that names concrete drivers. Called by `agent.server`, and by `phaul doctor`.
+
+It starts nothing and listens nowhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import os
+import platform
+import socket
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from phaul import __version__
+from phaul.agent.destination import parse_destination
+from phaul.agent.peer_client import GrpcPeer
+from phaul.agent.trust import require_loopback_or_insecure
+from phaul.config import AgentConfig
+from phaul.criu.engine import CriuEngine
+from phaul.migration.coordinator import Host
+from phaul.migration.facts import HostFacts
+from phaul.migration.interfaces import Engine, NetworkIdentity
+from phaul.network.identity import HostNetwork
+from phaul.system.memory import available_bytes, page_size_bytes
+from phaul.system.mounts import mount_memory, unmount_memory
+from phaul.workloads.process import ProcessWorkload
+
+
+class MonotonicClock:
+    """`Clock` on the kernel's clocks."""
+
+    def monotonic_us(self) -> int:
+        """CLOCK_MONOTONIC."""
+        return time.monotonic_ns() // 1000
+
+    def unix_us(self) -> int:
+        """CLOCK_REALTIME."""
+        return time.time_ns() // 1000
+
+
+class MemoryRooms:
+    """`ImageRooms` as one tmpfs a migration below a directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    async def make(self, migration_id: str, size_bytes: int) -> Path:
+        """Mount it."""
+        path = self._directory / migration_id
+        await asyncio.to_thread(mount_memory, path, size_bytes)
+        return path
+
+    async def release(self, migration_id: str) -> None:
+        """Unmount it; freeing a gigabyte takes the kernel a tenth of a second, so not in the loop's thread."""
+        await asyncio.to_thread(unmount_memory, self._directory / migration_id)
+
+
+def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable[HostFacts]]:
+    """Give the function that says what this host is and can do."""
+
+    async def facts() -> HostFacts:
+        known, addresses = await asyncio.gather(engine.describe(), network.addresses())
+        return dataclasses.replace(
+            known,
+            host_name=socket.gethostname(),
+            phaul_version=__version__,
+            kernel_release=os.uname().release,
+            architecture=platform.machine(),
+            page_size_bytes=page_size_bytes(),
+            memory_available_bytes=available_bytes(),
+            addresses=addresses,
+            devices=tuple(name for _, name in socket.if_nameindex()),
+        )
+
+    return facts
+
+
+def make_host(config: AgentConfig) -> Host:
+    """Put the drivers of this host together."""
+    engine = CriuEngine(config.criu, config.state_dir / "migrations")
+    network = HostNetwork()
+    return Host(
+        workload=ProcessWorkload(),
+        engine=engine,
+        network=network,
+        rooms=MemoryRooms(config.runtime_dir / "images"),
+        clock=MonotonicClock(),
+        describe=describe(engine, network),
+    )
+
+
+def make_connect(config: AgentConfig) -> Callable[[str], GrpcPeer]:
+    """Give the function that reaches another agent by what a person typed."""
+
+    def connect(typed: str) -> GrpcPeer:
+        destination = parse_destination(typed)
+        require_loopback_or_insecure(destination.host, config.insecure, "connect to")
+        return GrpcPeer(destination)
+
+    return connect
+
+
+async def describe_host(config: AgentConfig | None = None) -> HostFacts:
+    """What this host is and can do, asked without an agent."""
+    return await make_host(config or AgentConfig()).describe()

@@ -1,0 +1,128 @@
+"""`migration.interfaces.Engine` on CRIU. Made by `agent.wiring`; one for the life of an agent.
+
+Turns a dump or restore request into CRIU's options and hands out the gates. Sends no bytes and touches no addresses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from phaul.criu.features import CriuFeatures, probe
+from phaul.criu.gates import CriuDump, CriuRestore
+from phaul.migration.facts import HostFacts
+from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, RestoreRequest
+from phaul.rpc.criu import rpc_pb2
+
+# CRIU's levels: 1 error, 2 warning, 3 info, 4 debug. The first errors are what `criu.log` needs; 4 costs frozen time.
+LOG_LEVEL = 2
+
+
+class CriuEngine:
+    """CRIU on this host.
+
+    Args:
+        criu: the program, a name in PATH or a path.
+        logs: a directory for CRIU's logs and statistics, one directory a migration below it; made when needed.
+    """
+
+    def __init__(self, criu: str, logs: Path) -> None:
+        self._criu = criu
+        self._logs = logs
+        self._features: CriuFeatures | None = None
+
+    async def describe(self) -> HostFacts:
+        """What CRIU can do here, as `criu.features` found it."""
+        found = await self._probe()
+        return HostFacts(
+            criu_version=found.version_text, criu_path=found.path, features=found.features, problems=found.problems
+        )
+
+    async def _probe(self) -> CriuFeatures:
+        if self._features is None or self._features.problems:
+            self._features = await probe(self._criu)
+        return self._features
+
+    def logs(self, migration_id: str) -> Path:
+        """The directory of a migration's logs and statistics."""
+        return self._logs / migration_id
+
+    @asynccontextmanager
+    async def dump(self, request: DumpRequest) -> AsyncIterator[HeldDump]:
+        """Freeze the tree and dump it; the memory goes into the page channel."""
+        features = await self._probe()
+        with _Directories(request.images, self.logs(request.migration_id)) as directories:
+            options = rpc_pb2.Options(
+                images_dir_fd=directories.images,
+                work_dir_fd=directories.logs,
+                log_file="dump.log",
+                log_level=LOG_LEVEL,
+                pid=request.root_pid,
+                notify_scripts=True,
+                tcp_established=request.keep_connections,
+                tcp_skip_in_flight=request.drop_unaccepted,
+                shell_job=request.shell_job,
+                file_locks=True,
+                link_remap=True,
+                ps=rpc_pb2.PageServer(fd=request.page_channel_fd),
+                network_lock=_network_lock(features),
+            )
+            gate = CriuDump(
+                features.path,
+                rpc_pb2.Request(type=rpc_pb2.DUMP, opts=options),
+                (directories.images, directories.logs, request.page_channel_fd),
+                self.logs(request.migration_id),
+                request.page_channel_fd,
+            )
+            async with gate:
+                yield gate
+
+    @asynccontextmanager
+    async def restore(self, request: RestoreRequest) -> AsyncIterator[HeldRestore]:
+        """Restore the tree from its images up to the gate."""
+        features = await self._probe()
+        with _Directories(request.images, self.logs(request.migration_id)) as directories:
+            options = rpc_pb2.Options(
+                images_dir_fd=directories.images,
+                work_dir_fd=directories.logs,
+                log_file="restore.log",
+                log_level=LOG_LEVEL,
+                notify_scripts=True,
+                tcp_established=request.keep_connections,
+                shell_job=request.shell_job,
+                file_locks=True,
+                link_remap=True,
+                network_lock=_network_lock(features),
+            )
+            gate = CriuRestore(
+                features.path,
+                rpc_pb2.Request(type=rpc_pb2.RESTORE, opts=options),
+                (directories.images, directories.logs),
+                self.logs(request.migration_id),
+                request.root_pid,
+            )
+            async with gate:
+                yield gate
+
+
+class _Directories:
+    """The two directories that CRIU is given by descriptor, closed again on leaving."""
+
+    def __init__(self, images: Path, logs: Path) -> None:
+        logs.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.images = os.open(images, os.O_RDONLY | os.O_DIRECTORY)
+        self.logs = os.open(logs, os.O_RDONLY | os.O_DIRECTORY)
+
+    def __enter__(self) -> _Directories:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.images)
+        os.close(self.logs)
+
+
+def _network_lock(features: CriuFeatures) -> rpc_pb2.NetworkLock.ValueType:
+    nftables = "network_lock_nftables" in features.features
+    return rpc_pb2.NFTABLES if nftables else rpc_pb2.IPTABLES

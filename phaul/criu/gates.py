@@ -1,0 +1,237 @@
+"""The two points at which CRIU waits for us: a dump that holds the tree frozen, a restore that holds the copy.
+
+`CriuDump` and `CriuRestore` are what `criu.engine` gives to the coordinator and the destination. Leaving either without
+a decision aborts, and so does the death of this process: CRIU sees the socket close and rolls back by itself (seen with
+CRIU 4.1 and 4.2).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import structlog
+
+from phaul.criu.log import LogExcerpt, read_excerpt
+from phaul.criu.session import CriuGoneError, CriuSession
+from phaul.errors import DumpError, PhaulError, RestoreError
+from phaul.migration.interfaces import RestoredTree
+from phaul.rpc.criu import rpc_pb2
+
+log = structlog.get_logger(__name__)
+
+# CRIU corks the page channel and does not push its last message, which then waits for the kernel's 200 ms cork timer
+# (CRIU 4.2, criu/page-xfer.c: disconnect_from_page_server). Setting TCP_NODELAY pushes what is held, corked or not: tcp(7).
+UNCORK_INTERVAL_SECONDS = 0.002
+
+DUMP_LOG = "dump.log"
+RESTORE_LOG = "restore.log"
+
+
+def _now_us() -> int:
+    return time.monotonic_ns() // 1000
+
+
+def _failure(
+    kind: type[PhaulError],
+    what: str,
+    response: rpc_pb2.Response | None,
+    excerpt: LogExcerpt,
+    gone: CriuGoneError | None,
+) -> PhaulError:
+    """Put a failed dump or restore into one error."""
+    first = excerpt.cause or next(iter(excerpt.errors), "") or (response.cr_errmsg.strip() if response else "")
+    if not first and gone:
+        first = gone.message
+    return kind(f"{what}: {first or 'CRIU gave no reason'}", hint=excerpt.hint, detail=excerpt.detail())
+
+
+class _Held:
+    """What both gates share: a session in which CRIU waits, or has been answered."""
+
+    def __init__(self, criu: str, request: rpc_pb2.Request, fds: Sequence[int], logs: Path, log_name: str) -> None:
+        self._criu = criu
+        self._request = request
+        self._fds = fds
+        self._log = logs / log_name
+        self._session: CriuSession | None = None
+
+    @property
+    def _open(self) -> CriuSession:
+        assert self._session is not None, "the gate is not held"
+        return self._session
+
+    async def _reach(self, gate: str, on_stage: Callable[[str, int], None]) -> rpc_pb2.Response | None:
+        """Start CRIU and go up to `gate`. None when held there; CRIU's answer when it ended before."""
+        self._session = await CriuSession.start(self._criu, inherited_fds=self._fds)
+        await self._session.send(self._request)
+        while True:
+            response = await self._session.receive()
+            if response.type != rpc_pb2.NOTIFY:
+                return response
+            on_stage(response.notify.script, response.notify.pid)
+            if response.notify.script == gate:
+                return None
+            await self._session.answer(success=True)
+
+    async def _finish(self, *, success: bool) -> rpc_pb2.Response | None:
+        """Answer the gate, see the conversation to its end and CRIU off. None when CRIU ended without an answer."""
+        session = self._open
+        try:
+            await session.answer(success=success)
+            while True:
+                response = await session.receive()
+                if response.type != rpc_pb2.NOTIFY:
+                    return response
+                await session.answer(success=True)
+        except CriuGoneError:
+            return None
+        finally:
+            await self._close()
+
+    async def _close(self) -> None:
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.close()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        # Closing the socket is a refusal that needs no answer, so that it also works where CRIU is stuck.
+        await asyncio.shield(self._close())
+
+
+class CriuDump(_Held):
+    """`HeldDump` on CRIU: entering freezes and dumps the tree; inside, it is frozen until a decision."""
+
+    def __init__(
+        self, criu: str, request: rpc_pb2.Request, fds: Sequence[int], logs: Path, page_channel_fd: int
+    ) -> None:
+        super().__init__(criu, request, fds, logs, DUMP_LOG)
+        self._page_channel_fd = page_channel_fd
+        self._frozen_since_us = 0
+
+    @property
+    def frozen_since_us(self) -> int:
+        """When CRIU was let past its `pre-dump` stage, which is where it begins to seize the tasks."""
+        return self._frozen_since_us
+
+    async def __aenter__(self) -> Self:
+        def on_stage(stage: str, _pid: int) -> None:
+            if stage == "pre-dump":
+                self._frozen_since_us = _now_us()
+
+        uncork = asyncio.create_task(_keep_uncorking(self._page_channel_fd))
+        gone = response = None
+        try:
+            response = await self._reach("post-dump", on_stage)
+        except CriuGoneError as error:
+            gone = error
+        except BaseException:
+            # Cancelled in the middle of the dump: without its page channel CRIU fails, cures the tree and lets it run.
+            _shut_down(self._page_channel_fd)
+            await asyncio.shield(self._drain())
+            raise
+        finally:
+            uncork.cancel()
+        if gone or response:
+            await self._close()
+            raise _failure(
+                DumpError, "CRIU could not dump the workload", response, read_excerpt(self._log), gone
+            ) from gone
+        return self
+
+    async def _drain(self) -> None:
+        """Let a dump that is failing come to its end by itself: killed half-way, CRIU leaves its parasite behind."""
+        if self._session is None:
+            return
+        try:
+            while (await self._session.receive()).type == rpc_pb2.NOTIFY:
+                await self._session.answer(success=False)
+        except CriuGoneError:
+            pass  # it ended, which is what is waited for
+        await self._close()
+
+    async def release_killed(self) -> None:
+        """Pass the gate. What CRIU says of it is only logged: the tree was dead before."""
+        response = await self._finish(success=True)
+        if response is None or not response.success:
+            log.info("criu.dump_ended_with_errors", errors=read_excerpt(self._log).errors)
+
+    async def resume(self) -> None:
+        """Refuse the gate: CRIU thaws the tree, and ends with an error that means nothing here."""
+        if self._session is not None:
+            await self._finish(success=False)
+
+
+class CriuRestore(_Held):
+    """`HeldRestore` on CRIU: entering restores up to `post-restore`; inside, the copy is complete and stopped."""
+
+    def __init__(self, criu: str, request: rpc_pb2.Request, fds: Sequence[int], logs: Path, root_pid: int) -> None:
+        super().__init__(criu, request, fds, logs, RESTORE_LOG)
+        self._root_pid = root_pid
+        self._restore_us = 0
+
+    @property
+    def tree(self) -> RestoredTree:
+        """The copy. Its root has the PID it had on the source: CRIU restores PIDs or fails."""
+        return RestoredTree(root_pid=self._root_pid, restore_us=self._restore_us)
+
+    async def __aenter__(self) -> Self:
+        def on_stage(stage: str, pid: int) -> None:
+            if stage == "post-restore" and pid:
+                self._root_pid = pid
+
+        started_us = _now_us()
+        gone = response = None
+        try:
+            response = await self._reach("post-restore", on_stage)
+        except CriuGoneError as error:
+            gone = error
+        except BaseException:
+            await asyncio.shield(self._close())
+            raise
+        if gone or response:
+            await self._close()
+            raise _failure(
+                RestoreError, "CRIU could not restore the workload", response, read_excerpt(self._log), gone
+            ) from gone
+        self._restore_us = _now_us() - started_us
+        return self
+
+    async def run(self) -> None:
+        """Pass the gate. Raises `RestoreError` where CRIU reports that the last step failed and the copy is gone."""
+        response = await self._finish(success=True)
+        if response is None or not response.success:
+            raise _failure(
+                RestoreError, "CRIU could not let the restored workload run", response, read_excerpt(self._log), None
+            )
+
+    async def discard(self) -> None:
+        """Refuse the gate: CRIU kills the copy."""
+        if self._session is not None:
+            await self._finish(success=False)
+
+
+def _shut_down(fd: int) -> None:
+    with socket.socket(fileno=os.dup(fd)) as channel:
+        try:
+            channel.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the other end was faster
+
+
+async def _keep_uncorking(fd: int) -> None:
+    with socket.socket(fileno=os.dup(fd)) as channel:
+        while True:
+            try:
+                channel.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            except OSError:
+                return  # shut down
+            await asyncio.sleep(UNCORK_INTERVAL_SECONDS)

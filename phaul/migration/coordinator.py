@@ -1,0 +1,348 @@
+"""The migration itself, from the source's side: one column of steps, each with its undo beside it.
+
+Runs in the source's agent (`agent.outgoing` starts it as a task), because it holds the frozen tasks: rolling back needs
+neither the network nor the person's terminal. Decides the order of things and does none of them itself.
+
+The rule that makes it safe: the death of the source tree is the commit. The tree is killed only when the destination
+holds a complete, restored copy, and the destination lets that run only when it was told that the tree is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from phaul.errors import (
+    CancelledByUserError,
+    DefectError,
+    InDoubtError,
+    LeftoversError,
+    LostError,
+    PhaulError,
+    RolledBackError,
+    SwitchoverError,
+    UnreachableError,
+)
+from phaul.migration import preflight
+from phaul.migration.events import EventSink, MigrationReport, Phase, PhaseStarted, Progress, Role, Started, Warning
+from phaul.migration.facts import AddressFacts, CheckReport, HostFacts, MigrationRequest, Severity, WorkloadFacts
+from phaul.migration.interfaces import (
+    Clock,
+    DumpRequest,
+    Engine,
+    HeldDump,
+    ImageRooms,
+    NetworkIdentity,
+    PageChannel,
+    PeerAgent,
+    Reservation,
+    RestoredCopy,
+    TreeHandle,
+    Workload,
+)
+from phaul.migration.timeline import Timeline
+from phaul.migration.undo import UndoStack
+from phaul.units import MIB
+
+PROGRESS_INTERVAL_SECONDS = 0.1
+SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
+RESUME_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again: past COMMIT nobody gives up
+DEAD_TIMEOUT_SECONDS = 60.0  # for the kernel to free a killed tree; only CLEANUP waits for it
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The drivers of the host on which a coordinator or a destination runs."""
+
+    workload: Workload
+    engine: Engine
+    network: NetworkIdentity
+    rooms: ImageRooms
+    clock: Clock
+    describe: Callable[[], Awaitable[HostFacts]]
+
+
+async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> CheckReport:
+    """PREFLIGHT: compare both hosts with what the workload uses. Touches nothing.
+
+    Raises `PreflightError` where there is no workload to look at, `UnreachableError` where there is no destination.
+    """
+    workload = await host.workload.inspect(request.root_pid)
+    source, destination = await asyncio.gather(
+        host.describe(),
+        peer.observe([thread for task in workload.tasks for thread in task.thread_ids], workload.files),
+    )
+    problems = preflight.compare(request, workload, source, destination)
+    return CheckReport(source=source, destination=destination.host, workload=workload, problems=problems)
+
+
+class Coordinator:
+    """One migration of one workload to one destination.
+
+    Invariant: until `committed`, the workload can be run on at the source, and on any failure it is. From then on only
+    the destination may run it.
+    """
+
+    def __init__(
+        self, migration_id: str, request: MigrationRequest, host: Host, peer: PeerAgent, events: EventSink
+    ) -> None:
+        self._id = migration_id
+        self._request = request
+        self._host = host
+        self._peer = peer
+        self._events = events
+        self._timeline = Timeline(host.clock)
+        self._undo = UndoStack()
+        self._warnings: list[str] = []
+        self.committed = False
+
+    async def run(self) -> MigrationReport:
+        """Migrate. Returns when the destination runs the workload and the source is tidied up.
+
+        Raises `PreflightError` or `UnreachableError` with nothing touched, a `RolledBackError` with the workload
+        running on the source, `LostError` with the images kept. Cancelling the task rolls back until `committed`;
+        past that the caller must not cancel.
+        """
+        try:
+            return await self._migrate()
+        except asyncio.CancelledError:
+            raise await self._roll_back(CancelledByUserError("the migration was cancelled")) from None
+        except PhaulError as error:
+            if self.committed or not self._undo:
+                raise
+            raise await self._roll_back(error) from error
+        except Exception as error:
+            if self.committed:
+                raise
+            defect = DefectError(f"phaul failed: {type(error).__name__}: {error}")
+            raise await self._roll_back(defect) from error
+
+    async def _migrate(self) -> MigrationReport:
+        self._enter(Phase.PREFLIGHT)
+        facts, addresses = await self._preflight()
+
+        self._enter(Phase.PREPARE)
+        channel = await self._prepare(facts, addresses)
+
+        self._enter(Phase.FREEZE)
+        held = await self._freeze(facts, addresses, channel)
+        tree = await self._host.workload.hold(facts)
+        self._undo.add("handles of the frozen tasks", _as_undo(tree.close))
+
+        self._enter(Phase.TRANSFER)
+        with self._timeline.step("send images"):
+            image_bytes = await self._peer.send_images(self._id, self._images)
+
+        self._enter(Phase.RESTORE)
+        with self._timeline.step("restore", Role.DESTINATION):
+            copy = await self._peer.restore(self._id)
+
+        self._enter(Phase.SWITCHOVER)
+        with self._timeline.step("move addresses"):
+            await self._give_up(addresses)
+
+        self._enter(Phase.COMMIT)
+        self.committed = True
+        tree.kill()
+        self._timeline.killed_us = self._host.clock.monotonic_us()
+
+        self._enter(Phase.RESUME)
+        with self._timeline.step("resume", Role.DESTINATION):
+            await self._resume()
+        self._timeline.resumed_us = self._host.clock.monotonic_us()
+
+        self._enter(Phase.CLEANUP)
+        await self._clean_up(held, tree, channel)
+        return self._report(facts, addresses, copy, image_bytes)
+
+    async def _preflight(self) -> tuple[WorkloadFacts, tuple[AddressFacts, ...]]:
+        report = await check(self._request, self._host, self._peer)
+        facts = report.workload
+        self._events.emit(
+            Started(
+                root_pid=facts.root_pid,
+                command=facts.tasks[0].command,
+                destination=self._peer.name,
+                processes=len(facts.tasks),
+                memory_bytes=facts.memory_bytes,
+                connections=len(facts.connections),
+            )
+        )
+        refusals = [problem for problem in report.problems if problem.severity is Severity.REFUSES]
+        if refusals:
+            raise preflight.refusal(refusals)
+        for problem in report.problems:
+            self._warn(problem.message)
+        return facts, preflight.resolve_addresses(self._request, report.source)
+
+    async def _prepare(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> PageChannel:
+        """Room on both hosts and a connection for the memory, before anything is frozen."""
+        self._undo.add("images on this host", lambda: self._host.rooms.release(self._id))
+        self._images = await self._host.rooms.make(self._id, SMALL_IMAGES_BYTES)
+        self._undo.add("the reservation on the destination", self._abort_destination)
+        channel = await self._peer.prepare(
+            Reservation(
+                migration_id=self._id,
+                source_host=(await self._host.describe()).host_name,
+                root_pid=facts.root_pid,
+                command=facts.tasks[0].command,
+                memory_bytes=facts.memory_bytes,
+                addresses=preflight.destination_addresses(self._request, addresses),
+                keep_connections=_has_connections(facts),
+                shell_job=facts.needs_shell_job,
+            )
+        )
+        self._undo.add("the page channel", _as_undo(channel.close))
+        return channel
+
+    async def _freeze(
+        self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], channel: PageChannel
+    ) -> HeldDump:
+        """The final dump, its memory going through the page channel; afterwards every task is frozen and held."""
+        self._undo.add("rules that CRIU made", lambda: self._host.network.remove_engine_locks(facts.root_pid))
+        if addresses:
+            self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
+            await self._host.network.fence(self._id, addresses)
+        request = DumpRequest(
+            migration_id=self._id,
+            root_pid=facts.root_pid,
+            images=self._images,
+            page_channel_fd=channel.fileno(),
+            keep_connections=_has_connections(facts),
+            shell_job=facts.needs_shell_job,
+            drop_unaccepted=self._request.drop_unaccepted,
+        )
+        progress = asyncio.create_task(self._tell_progress(channel, facts.memory_bytes))
+        dump = self._host.engine.dump(request)
+        try:
+            held = await dump.__aenter__()
+        finally:
+            progress.cancel()
+        # The context is left by an undo or by passing the gate, whichever comes: both outlive this function.
+        self._undo.add("the frozen workload", lambda: dump.__aexit__(None, None, None))
+        self._timeline.frozen_us = held.frozen_since_us
+        now_us = self._host.clock.monotonic_us()
+        self._timeline.add_step("dump", held.frozen_since_us, now_us - held.frozen_since_us, Role.SOURCE)
+        self._dump = dump
+        return held
+
+    async def _give_up(self, addresses: tuple[AddressFacts, ...]) -> None:
+        """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""
+        if not addresses:
+            return
+
+        async def take_back() -> None:
+            await self._host.network.add(addresses)
+            await self._host.network.unfence(self._id)
+            await self._host.network.announce(addresses)
+
+        self._undo.add("the addresses " + ", ".join(map(str, addresses)), take_back)
+        try:
+            await self._host.network.remove(addresses)
+        except PhaulError as error:
+            raise SwitchoverError(f"the addresses could not be taken off the source: {error.message}") from error
+
+    async def _resume(self) -> None:
+        """Tell the destination to run the copy, until it has answered: no other host may run it any more."""
+        attempt = 0
+        while True:
+            try:
+                self._warnings += await self._peer.resume(self._id)
+                return
+            except UnreachableError as error:
+                delay_seconds = RESUME_BACKOFF_SECONDS[min(attempt, len(RESUME_BACKOFF_SECONDS) - 1)]
+                if attempt == 0:
+                    self._warn(f"the destination does not answer ({error.message}); it is asked again until it does")
+                attempt += 1
+                await asyncio.sleep(delay_seconds)
+            except PhaulError as error:
+                if isinstance(error, LostError | InDoubtError):
+                    raise
+                raise LostError(
+                    f"the destination could not run the workload: {error.message}",
+                    hint=f"Its images are kept on {self._peer.name}. {error.hint}",
+                    detail=error.detail,
+                ) from error
+
+    async def _clean_up(self, held: HeldDump, tree: TreeHandle, channel: PageChannel) -> None:
+        """Whatever fails here is a warning: the workload runs on the destination."""
+        self._undo.forget()
+        last = UndoStack()
+        last.add("images on this host", lambda: self._host.rooms.release(self._id))
+        last.add("the fence on this host", lambda: self._host.network.unfence(self._id))
+        last.add("rules that CRIU made", lambda: self._host.network.remove_engine_locks(self._request.root_pid))
+        last.add("the page channel", _as_undo(channel.close))
+        last.add("handles of the killed tasks", _as_undo(tree.close))
+        last.add("CRIU", lambda: self._dump.__aexit__(None, None, None))
+        last.add("CRIU", held.release_killed)
+        for leftover in await last.unwind():
+            self._warn(f"left behind on the source: {leftover}")
+
+    async def _roll_back(self, error: PhaulError) -> PhaulError:
+        """Undo everything and give the error to raise: the one that was met, of a kind that says where things stand."""
+        leftovers = await self._undo.unwind()
+        if leftovers:
+            result: PhaulError = LeftoversError(
+                f"{error.message}; the workload runs on the source, but something was left behind",
+                hint=error.hint,
+                detail="\n".join(filter(None, [error.detail, *leftovers])),
+            )
+        elif isinstance(error, RolledBackError | DefectError):
+            result = error
+        else:
+            result = RolledBackError(error.message, hint=error.hint, detail=error.detail)
+        return result
+
+    async def _abort_destination(self) -> None:
+        leftovers = await self._peer.abort(self._id, "the source rolled back")
+        if leftovers:
+            raise PhaulError("; ".join(leftovers))
+
+    async def _tell_progress(self, channel: PageChannel, total_bytes: int) -> None:
+        last_us, last_bytes = self._host.clock.monotonic_us(), 0
+        while True:
+            await asyncio.sleep(PROGRESS_INTERVAL_SECONDS)
+            now_us, done_bytes = self._host.clock.monotonic_us(), channel.delivered_bytes()
+            rate = (done_bytes - last_bytes) * 1_000_000 // max(now_us - last_us, 1)
+            self._events.emit(Progress(Phase.FREEZE, done_bytes, max(total_bytes, done_bytes), rate))
+            last_us, last_bytes = now_us, done_bytes
+
+    def _enter(self, phase: Phase) -> None:
+        self._timeline.enter(phase)
+        self._events.emit(PhaseStarted(phase))
+
+    def _warn(self, message: str) -> None:
+        self._warnings.append(message)
+        self._events.emit(Warning(message))
+
+    def _report(
+        self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], copy: RestoredCopy, image_bytes: int
+    ) -> MigrationReport:
+        timeline = self._timeline
+        return MigrationReport(
+            new_pid=copy.pid,
+            downtime_us=timeline.resumed_us - timeline.frozen_us,
+            freeze_us=timeline.killed_us - timeline.frozen_us,
+            total_us=timeline.resumed_us - timeline.started_us,
+            memory_bytes=copy.page_bytes,
+            image_bytes=image_bytes,
+            phases=timeline.phases(),
+            steps=timeline.steps(),
+            warnings=tuple(self._warnings),
+            processes=len(facts.tasks),
+            connections=len(facts.connections),
+            addresses=tuple(map(str, addresses)),
+        )
+
+
+def _has_connections(facts: WorkloadFacts) -> bool:
+    """Whether CRIU must keep TCP connections: it refuses a dump with any unless told so."""
+    return any(connection.protocol == "tcp" for connection in facts.connections)
+
+
+def _as_undo(act: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+    async def undo() -> None:
+        act()
+
+    return undo

@@ -1,0 +1,189 @@
+"""A migration from the destination's side: what is held ready, received, restored, and then run or thrown away.
+
+`agent.peer_service` calls one `Arrival` per migration, step by step as the source asks; repeating a step gives the
+first answer again. Decides nothing on its own: a copy runs only when the source said that its tree is dead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+
+from phaul.errors import DefectError, LostError, PhaulError, RestoreError, SwitchoverError
+from phaul.migration.coordinator import Host
+from phaul.migration.events import Phase
+from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest
+from phaul.migration.undo import UndoStack
+from phaul.units import MIB
+
+SMALL_IMAGES_BYTES = 256 * MIB  # room for what is not memory
+MEMORY_SLACK_BYTES = 64 * MIB  # a workload may grow between preflight and freeze; a tenth more, and this
+ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it is said more than once
+
+
+def room_bytes(memory_bytes: int) -> int:
+    """How much memory the pages of a workload of this size may take at most."""
+    return memory_bytes + memory_bytes // 10 + MEMORY_SLACK_BYTES
+
+
+class Arrival:
+    """One migration coming in.
+
+    Invariant: the copy is held or absent until `resume`; after `resume` or `abort` has begun the other is refused.
+    Owns the image directory, the fence, the addresses and the held restore until one of the two has ended.
+    """
+
+    def __init__(self, reservation: Reservation, host: Host) -> None:
+        self.reservation = reservation
+        self.phase = Phase.PREPARE
+        self._host = host
+        self._undo = UndoStack()
+
+        self._held: HeldRestore | None = None
+        self._gate: AbstractAsyncContextManager[HeldRestore] | None = None
+        self._copy: RestoredCopy | None = None
+        self._later: set[asyncio.Task[None]] = set()
+        self.images = Path()
+        self.resumed = False
+        self.aborted = False
+
+    @property
+    def _id(self) -> str:
+        return self.reservation.migration_id
+
+    async def prepare(self) -> Path:
+        """PREPARE: make the image directory; give its path."""
+        self._undo.add("images on the destination", lambda: self._host.rooms.release(self._id))
+        self.images = await self._host.rooms.make(
+            self._id, room_bytes(self.reservation.memory_bytes) + SMALL_IMAGES_BYTES
+        )
+        return self.images
+
+    async def restore(self, received: Awaitable[int]) -> RestoredCopy:
+        """RESTORE: wait for the memory, put the addresses behind a fence, restore, hold at the gate.
+
+        `received` gives the bytes of page content once all have arrived. Raises with nothing held; the images stay.
+        """
+        if self.aborted:
+            raise RestoreError("this migration was aborted on the destination")
+        if self._copy is not None:
+            return self._copy
+        page_bytes = await received
+        self.phase = Phase.RESTORE
+        clock = self._host.clock
+        started_us = clock.monotonic_us()
+        await self._take_addresses()
+        addresses_us = clock.monotonic_us() - started_us
+        held = await self._hold()
+        self._undo.add("the restored copy", self._discard)
+        self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us, addresses_us)
+        return self._copy
+
+    async def resume(self) -> tuple[str, ...]:
+        """RESUME: the source tree is dead. Lift the fence, pass the gate, tell the neighbours.
+
+        Should the copy have gone, it is restored again from the images. Raises `LostError` when that fails as well,
+        with the images kept.
+        """
+        if self.aborted or self._copy is None:
+            raise DefectError("the source asked to resume a migration that is not held here")
+        if self.resumed:
+            return ()
+        self.phase = Phase.RESUME
+        self.resumed = True
+        self._undo.forget()
+        await self._run_copy()
+        warnings: list[str] = []
+        try:
+            await self._host.network.announce(self.reservation.addresses)
+        except PhaulError as error:
+            warnings.append(f"the neighbours could not be told of the new place: {error.message}")
+        self._start(self._announce_again())
+        self._start(self._clean_up())
+        return tuple(warnings)
+
+    async def abort(self) -> tuple[str, ...]:
+        """Undo everything; give what was left behind. Raises `DefectError` once the copy was let run."""
+        if self.resumed:
+            raise DefectError("the source asked to abort a migration whose workload already runs here")
+        self.aborted = True
+        return await self._undo.unwind()
+
+    async def settled(self) -> None:
+        """Wait for what `resume` left to do in the background."""
+        while self._later:
+            await asyncio.gather(*self._later, return_exceptions=True)
+
+    async def _take_addresses(self) -> None:
+        addresses = self.reservation.addresses
+        if not addresses:
+            return
+        network = self._host.network
+        try:
+            self._undo.add("the fence on the destination", lambda: network.unfence(self._id))
+            await network.fence(self._id, addresses)
+            self._undo.add("addresses on the destination", lambda: network.remove(addresses))
+            await network.add(addresses)
+        except PhaulError as error:
+            raise SwitchoverError(
+                f"the addresses could not be put on the destination: {error.message}", hint=error.hint
+            ) from error
+
+    async def _hold(self) -> HeldRestore:
+        gate = self._host.engine.restore(
+            RestoreRequest(
+                migration_id=self._id,
+                images=self.images,
+                root_pid=self.reservation.root_pid,
+                keep_connections=self.reservation.keep_connections,
+                shell_job=self.reservation.shell_job,
+            )
+        )
+        self._held = await gate.__aenter__()
+        self._gate = gate
+        return self._held
+
+    async def _run_copy(self) -> None:
+        # Unfenced first, as CRIU itself unlocks the network before it ends the sockets' repair mode: the window probes
+        # that this sends are what tells the client of the new place at once (CRIU 4.2, criu/cr-restore.c).
+        await self._host.network.unfence(self._id)
+        assert self._held is not None
+        try:
+            await self._held.run()
+        except PhaulError as first:
+            try:
+                await (await self._hold()).run()
+            except PhaulError as second:
+                second.add_note(f"before that: {first.message}")
+                raise LostError(
+                    f"the workload runs on neither host: {second.message}",
+                    hint=f"Its images are kept in {self.images} on the destination; restore them with `criu restore`.",
+                    detail=second.detail,
+                ) from second
+
+    async def _discard(self) -> None:
+        if self._held is not None:
+            await self._held.discard()
+        if self._gate is not None:
+            await self._gate.__aexit__(None, None, None)
+
+    async def _announce_again(self) -> None:
+        for delay_seconds in ANNOUNCE_AGAIN_SECONDS:
+            await asyncio.sleep(delay_seconds)
+            try:
+                await self._host.network.announce(self.reservation.addresses)
+            except PhaulError:
+                return  # the address has moved on already
+
+    async def _clean_up(self) -> None:
+        if self._gate is not None:
+            await self._gate.__aexit__(None, None, None)
+        await self._host.network.remove_engine_locks(self.reservation.root_pid)
+        await self._host.rooms.release(self._id)
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._later.add(task)
+        task.add_done_callback(self._later.discard)

@@ -1,0 +1,137 @@
+"""What a migration tells while it goes on: the same events feed the terminal, `--json`, the history and the log.
+
+Pure values. The coordinator emits them, `agent` carries them; field names are those of proto/phaul/v1/agent.proto.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from phaul.errors import PhaulError
+
+
+class Phase(StrEnum):
+    """The phases, in order. Each knows from its name what undoes it; see docs/design/architecture.md."""
+
+    PREFLIGHT = "preflight"
+    PREPARE = "prepare"
+    PRECOPY = "precopy"
+    FREEZE = "freeze"
+    TRANSFER = "transfer"
+    RESTORE = "restore"
+    SWITCHOVER = "switchover"
+    COMMIT = "commit"
+    RESUME = "resume"
+    CLEANUP = "cleanup"
+
+
+class Role(StrEnum):
+    """Which side of a migration a host is."""
+
+    SOURCE = "source"
+    DESTINATION = "destination"
+
+
+class Outcome(StrEnum):
+    """How a migration stands."""
+
+    RUNNING = "running"
+    COMPLETED = "completed"
+    REFUSED = "refused"
+    ROLLED_BACK = "rolled_back"
+    IN_DOUBT = "in_doubt"
+    LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A part of the downtime. `start_us` counts from the freeze; steps may overlap."""
+
+    name: str
+    start_us: int
+    duration_us: int
+    host: Role
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseDuration:
+    """How long a phase was the current one."""
+
+    phase: Phase
+    duration_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class MigrationReport:
+    """The account of a completed migration."""
+
+    new_pid: int
+    downtime_us: int
+    freeze_us: int
+    total_us: int
+    memory_bytes: int
+    image_bytes: int
+    phases: tuple[PhaseDuration, ...]
+    steps: tuple[Step, ...]
+    warnings: tuple[str, ...]
+    processes: int
+    connections: int
+    addresses: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The first event, and again when preflight knows the sizes."""
+
+    root_pid: int
+    command: str
+    destination: str
+    processes: int = 0
+    memory_bytes: int = 0
+    connections: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseStarted:
+    """A phase began; the one before it has ended."""
+
+    phase: Phase
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Memory on its way."""
+
+    phase: Phase
+    done_bytes: int
+    total_bytes: int
+    bytes_per_second: int
+
+
+@dataclass(frozen=True, slots=True)
+class Warning:
+    """Something that does not stop the migration but that a person should know."""
+
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """The last event: `report` when completed, `error` otherwise."""
+
+    outcome: Outcome
+    report: MigrationReport | None = None
+    error: PhaulError | None = None
+
+
+Event = Started | PhaseStarted | Progress | Warning | Finished
+
+
+class EventSink(Protocol):
+    """Where the events of one migration go. Never raises, never waits."""
+
+    def emit(self, event: Event) -> None:
+        """Take the next event."""
+        ...

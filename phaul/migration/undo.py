@@ -1,0 +1,41 @@
+"""What has been done and must be undone if the migration does not get through: an undo is queued when the act begins.
+
+Used by the coordinator and the destination; the first rule of both is that no act stands without its undo beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+
+class UndoStack:
+    """Acts that can still be undone, in the order in which they were done.
+
+    Invariant: each undo runs at most once, latest act first; one that fails does not keep the others from running.
+    """
+
+    def __init__(self) -> None:
+        self._undos: list[tuple[str, Callable[[], Awaitable[object]]]] = []
+
+    def add(self, what: str, undo: Callable[[], Awaitable[object]]) -> None:
+        """Queue an undo. `what` names what is left behind if it fails, e.g. "the address 10.0.0.5/24 on eth0"."""
+        self._undos.append((what, undo))
+
+    def __bool__(self) -> bool:
+        """Whether anything would have to be undone."""
+        return bool(self._undos)
+
+    def forget(self) -> None:
+        """The acts stand for good."""
+        self._undos.clear()
+
+    async def unwind(self) -> tuple[str, ...]:
+        """Undo everything; give what was left behind and why, one sentence each."""
+        leftovers: list[str] = []
+        while self._undos:
+            what, undo = self._undos.pop()
+            try:
+                await undo()
+            except Exception as error:  # noqa: BLE001 - whatever went wrong, the other undos must still run
+                leftovers.append(f"{what}: {error}")
+        return tuple(leftovers)

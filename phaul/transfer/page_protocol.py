@@ -1,0 +1,78 @@
+"""CRIU's page-server protocol, as its own dump speaks it: 24-byte headers, each followed by the pages it announces.
+
+Pure; used by `transfer.page_receiver` and by the fake engine. Read in CRIU 4.2, criu/page-xfer.c.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+
+HEADER = struct.Struct("<IIQQ")  # command and flags, count of pages, address, image
+STATUS = struct.Struct("<i")
+OPENED_WITHOUT_PARENT = b"\0"
+MAX_PAGES = 1 << 32  # the count is a u32
+
+
+class Command(IntEnum):
+    """What a header asks for (PS_IOV_*)."""
+
+    OPEN2 = 4  # begin an image; answered with one byte: whether there is a parent
+    PARENT = 5  # whether there is a parent image; answered likewise
+    ADD_F = 6  # a run of pages; with PRESENT, its pages follow
+    CLOSE = 0x1023  # the end; answered with a status
+    FORCE_CLOSE = 0x1024  # the end on a socket that others hold as well; answered likewise
+
+
+class PageFlag(IntFlag):
+    """Flags of a run of pages (PE_*)."""
+
+    PARENT = 1
+    LAZY = 2
+    PRESENT = 4
+
+
+class ImageKind(IntEnum):
+    """Whose pages an image holds: the low byte of the header's last field."""
+
+    TASK = 1
+    SHARED_MEMORY = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """One command. `image` is CRIU's destination ID: kind in the low byte, a PID or shmid above."""
+
+    command: int
+    flags: int
+    pages: int
+    address: int
+    image: int
+
+    @property
+    def has_pages(self) -> bool:
+        """Whether pages follow this header."""
+        return self.command == Command.ADD_F and bool(self.flags & PageFlag.PRESENT)
+
+    @property
+    def pagemap_name(self) -> str:
+        """The pagemap image that this run belongs to. Raises ValueError for a kind that CRIU does not have."""
+        kind, number = ImageKind(self.image & 0xFF), self.image >> 8
+        return f"pagemap-{number}.img" if kind is ImageKind.TASK else f"pagemap-shmem-{number}.img"
+
+
+def decode(data: bytes | bytearray | memoryview, offset: int = 0) -> Header:
+    """Read the header that begins at `offset`."""
+    word, pages, address, image = HEADER.unpack_from(data, offset)
+    return Header(word & 0xFFFF, word >> 16, pages, address, image)
+
+
+def encode(header: Header) -> bytes:
+    """Give the 24 bytes of a header."""
+    return HEADER.pack(header.command | header.flags << 16, header.pages, header.address, header.image)
+
+
+def task_image(pid: int) -> int:
+    """The image field for the memory of a task."""
+    return pid << 8 | ImageKind.TASK
