@@ -1,0 +1,226 @@
+"""A whole lab: hosts, client and bridge under one name, brought up together and taken down without a trace.
+
+Called by tests, benchmarks, the demo and `phaul.cli.lab`. What a lab consists of can be found again from its directory
+under /run/phaul-lab, whoever made it and however that ended. Never touches a lab of another name.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from phaul.errors import LabError, UsageError
+from phaul.lab import cgroups, commands, image, machine, network
+from phaul.lab.host import HOST_PATH, Host, recorded
+from phaul.lab.records import STATE_ROOT, LabDescription, ProcessRecord
+
+DEFAULT_NAME = "lab"
+CLIENT = "client"
+START_DEADLINE_SECONDS = 20.0  # a third of a second is usual
+SWITCH = "switch"
+_LAB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
+_HOST_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")  # the kernel's limit for the name of a link is 15
+_DOOMED_SUFFIX = ".down"
+
+
+class Lab:
+    """A lab that is up.
+
+    Invariant: every process of the lab is recorded in `directory` or descends from one that is. Owns the processes it
+    has started itself, until `down`; an object of `Lab.open` owns nothing.
+    """
+
+    def __init__(self, description: LabDescription) -> None:
+        self.description = description
+        self.name = description.name
+        self.directory = STATE_ROOT / description.name
+        members = [Host(host, self.directory) for host in description.hosts]
+        self.hosts = {host.name: host for host in members if host.name != CLIENT}
+        self.client = next(host for host in members if host.name == CLIENT)
+        self._children: list[subprocess.Popen[bytes]] = []
+
+    @classmethod
+    def up(
+        cls,
+        name: str = DEFAULT_NAME,
+        hosts: Sequence[str] = ("a", "b"),
+        *,
+        agents: bool = True,
+        progress: image.Progress = lambda line: None,
+    ) -> Lab:
+        """
+        Bring a lab up.
+
+        Args:
+            name: tells labs of one machine apart.
+            hosts: names of the hosts; the client is there always.
+            agents: start an agent on each host and wait until it serves.
+            progress: told one line per step that takes long.
+
+        Nothing is left of a lab that fails to come up.
+        """
+        _check_names(name, hosts)
+        machine.check()
+        chosen_image = image.ensure(progress)
+        description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT))
+        directory = _make_directory(name)
+        lab = cls(description)
+        try:
+            description.write(directory)
+            lab._start(chosen_image)
+            if agents:
+                lab.start_agents()
+        except BaseException:
+            lab.down()
+            raise
+        return lab
+
+    @classmethod
+    def open(cls, name: str = DEFAULT_NAME) -> Lab:
+        """The lab of that name that somebody has brought up."""
+        try:
+            return cls(LabDescription.read(STATE_ROOT / name))
+        except FileNotFoundError as error:
+            raise LabError(f"There is no lab {name!r}.", hint=_option("`phaul lab up` starts one.", name)) from error
+        except (OSError, ValueError) as error:
+            raise LabError(f"The lab {name!r} is only half there.", hint="`phaul lab down` removes it.") from error
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.down()
+
+    def host(self, name: str) -> Host:
+        """The host (or the client) of that name."""
+        members = {**self.hosts, CLIENT: self.client}
+        if name not in members:
+            raise UsageError(f"The lab has no host {name!r}.", hint=f"It has {', '.join(members)}.")
+        return members[name]
+
+    @property
+    def members(self) -> tuple[Host, ...]:
+        """The hosts and the client."""
+        return (*self.hosts.values(), self.client)
+
+    def start_agents(self) -> None:
+        """Start the agents of all hosts at once and wait until they serve."""
+        for host in self.hosts.values():
+            host.launch_agent()
+        for host in self.hosts.values():
+            host.wait_agent()
+
+    def down(self) -> None:
+        """Take the lab down; nothing happens when it is down already."""
+        down(self.name)
+        for child in self._children:
+            child.wait()
+        self._children.clear()
+
+    def _start(self, chosen_image: Path) -> None:
+        deadline = time.monotonic() + START_DEADLINE_SECONDS
+        hosts_file = network.hosts_file(self.description.hosts)
+        started = []
+        for host in self.members:
+            process = host.launch(chosen_image, hosts_file, cgroups.create(self.name, host.name))
+            self._children.append(process)
+            started.append((process, host.log, f"Host {host.name}"))
+        switch_log = self.directory / f"{SWITCH}.log"
+        switch = self._launch_switch(switch_log)
+        for process, log, what in (*started, (switch, switch_log, "The lab's switch")):
+            commands.wait_ready(process, log, what, deadline)
+        # The process that waits for PID 1 is in the host's network namespace too.
+        links = [(host.description, host.pid) for host in self.members]
+        network.connect(switch.pid, links)
+
+    def _launch_switch(self, log: Path) -> subprocess.Popen[bytes]:
+        """Start the process that keeps the bridge's network namespace."""
+        keep = ["/bin/sh", "-c", "echo ready; exec sleep infinity </dev/null >/dev/null 2>&1"]
+        argv = [commands.find("unshare"), "--net", "--", *keep]
+        group = cgroups.create(self.name, SWITCH)
+        record = self.directory / f"{SWITCH}.process"
+        process = commands.start_detached(recorded(record, group, argv), log, env={"PATH": HOST_PATH})
+        self._children.append(process)
+        return process
+
+
+def down(name: str = DEFAULT_NAME) -> bool:
+    """
+    Take a lab down, whole or half, whoever made it.
+
+    Returns:
+        Whether there was anything of it.
+    """
+    _check_names(name, ())
+    if not STATE_ROOT.is_dir():
+        return False
+    directory = STATE_ROOT / name
+    doomed = directory.with_name(name + _DOOMED_SUFFIX)
+    found = directory.exists() or doomed.exists()
+    if directory.exists() and not doomed.exists():
+        # From here on no process can record itself any more: one that tries ends instead.
+        directory.rename(doomed)
+    for remains in (doomed, directory):
+        for file in remains.glob("*.process"):
+            record = ProcessRecord.read(file)
+            if record:
+                record.end()
+        if remains.exists():
+            shutil.rmtree(remains)
+    cgroups.remove(name)
+    try:
+        STATE_ROOT.rmdir()
+    except OSError:
+        pass  # other labs are there
+    return found
+
+
+def names() -> list[str]:
+    """The labs of this machine, also half ones."""
+    if not STATE_ROOT.is_dir():
+        return []
+    return sorted({entry.name.removesuffix(_DOOMED_SUFFIX) for entry in STATE_ROOT.iterdir() if entry.is_dir()})
+
+
+def _make_directory(name: str) -> Path:
+    directory = STATE_ROOT / name
+    hint = _option("`phaul lab down` takes it down.", name)
+    if directory.with_name(name + _DOOMED_SUFFIX).exists():
+        raise LabError(f"The lab {name!r} was not taken down wholly.", hint=hint)
+    while True:
+        STATE_ROOT.mkdir(mode=0o755, exist_ok=True)
+        try:
+            directory.mkdir(mode=0o700)
+            return directory
+        except FileNotFoundError:
+            continue  # another lab's end has removed the directory above meanwhile
+        except FileExistsError as error:
+            raise LabError(f"The lab {name!r} is up already.", hint=hint) from error
+
+
+def _check_names(name: str, hosts: Sequence[str]) -> None:
+    if not _LAB_NAME.fullmatch(name):
+        raise UsageError(f"{name!r} is no name for a lab.", hint="Lower-case letters, digits and dashes, at most 32.")
+    last_host = network.CLIENT - network.FIRST_HOST
+    if len(hosts) > last_host:
+        raise UsageError(f"A lab has at most {last_host} hosts.")
+    for host in hosts:
+        if not _HOST_NAME.fullmatch(host) or host in (CLIENT, SWITCH) or list(hosts).count(host) > 1:
+            raise UsageError(
+                f"{host!r} is no name for a host of a lab.", hint="Lower-case letters and digits, each once."
+            )
+
+
+def _option(hint: str, name: str) -> str:
+    """The hint with the option that names a lab other than the usual one."""
+    if name == DEFAULT_NAME:
+        return hint
+    command, _, rest = hint.rpartition("`")
+    return f"{command} --name {name}`{rest}"
