@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
 
 from phaul.system import procfs
@@ -47,11 +48,19 @@ class HeldProcess:
         except ProcessLookupError:
             pass  # it cannot run any more: what every signal we send is after
 
+    def is_dead(self) -> bool:
+        """Say whether the kernel has ended every thread of it (it may still wait to be reaped)."""
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)  # pidfd_open(2): readable once the process has terminated
+        return bool(poll.poll(0))
+
     async def wait_dead(self) -> None:
-        """Wait until the kernel has ended every thread of it (it may still wait to be reaped)."""
+        """Wait until `is_dead`."""
+        if self.is_dead():
+            return
         loop = asyncio.get_running_loop()
         ended = asyncio.Event()
-        loop.add_reader(self._descriptor, ended.set)  # pidfd_open(2): readable once the process has terminated
+        loop.add_reader(self._descriptor, ended.set)
         try:
             await ended.wait()
         finally:
