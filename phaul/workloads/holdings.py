@@ -196,28 +196,34 @@ def memory_bytes_of(tree: TreeSnapshot) -> int:
     still: pages that two processes still share after a fork are counted, and dumped, for each (criu/mem.c, 4.2).
     """
     private = 0
-    mapped: dict[tuple[int, int], int] = {}
-    objects: dict[tuple[int, int], int] = {}
+    objects: dict[tuple[int, int], int] = {}  # what the kernel has allocated for each, where it tells
+    mapped: dict[tuple[int, int], int] = {}  # where it does not: the sum of what each process has of it ...
+    extents: dict[tuple[int, int], int] = {}  # ... but no more than the most that one process maps of it
     for process in tree.processes:
+        spans: dict[tuple[int, int], int] = {}
         for mapping in process.mappings:
             private += mapping.anonymous_bytes
             if mapping.shared and mapping.path.startswith(MEMORY_NAMES):
                 key = (mapping.device, mapping.inode)
                 mapped[key] = mapped.get(key, 0) + mapping.resident_bytes + mapping.swap_bytes + mapping.hugetlb_bytes
+                spans[key] = spans.get(key, 0) + mapping.end - mapping.start
                 if key not in objects and (allocated := _allocated_bytes(process, mapping)) is not None:
                     objects[key] = allocated
             elif not mapping.shared:
                 private += mapping.swap_bytes + mapping.hugetlb_bytes
+        for key, span in spans.items():
+            extents[key] = max(span, extents.get(key, 0))
         for descriptor in process.descriptors:
             if descriptor.link.startswith("/memfd:"):
                 look = descriptor.look
                 objects.setdefault((look.st_dev, look.st_ino), look.st_blocks * BLOCK_BYTES)
-    return private + sum((mapped | objects).values())
+    guessed = {key: min(size, extents[key]) for key, size in mapped.items()}
+    return private + sum((guessed | objects).values())
 
 
 def _allocated_bytes(process: ProcessSnapshot, mapping: Mapping) -> int | None:
     try:
         look = (PROC / str(process.pid) / "map_files" / f"{mapping.start:x}-{mapping.end:x}").stat()
-    except OSError:  # gone meanwhile, or without CAP_CHECKPOINT_RESTORE: the sum over the processes has to do
+    except OSError:  # gone meanwhile, or without CAP_CHECKPOINT_RESTORE: a guess has to do
         return None
     return look.st_blocks * BLOCK_BYTES

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from phaul.system import files
 
-OTHER_NOTE = (b"GNU\0", 1, b"\0" * 16)
+OTHER_NOTE = (b"stapsdt\0x\0", 1, b"\0" * 13)  # neither name nor value a multiple of four
 
 
 def note(name: bytes, kind: int, value: bytes, order: str) -> bytes:
