@@ -19,7 +19,7 @@ from typing import IO, TypeAlias
 from phaul.errors import LabError
 
 DEFAULT_TIMEOUT_SECONDS = 60.0  # every short command of the lab ends in far less; a hang must become a message
-SHOWN_OUTPUT_CHARACTERS = 2000  # the end of a failed command's output is where the reason stands
+SHOWN_OUTPUT_LINES = 20  # of a failed command: the reason stands at the end
 _SYSTEM_DIRECTORIES = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 Stream: TypeAlias = int | IO[bytes] | IO[str] | None
@@ -110,13 +110,17 @@ def wait_ready(process: subprocess.Popen[bytes], log: Path, what: str, deadline:
 
 def failure(argv: Sequence[str], status: int, output: str) -> LabError:
     """The error that tells of a failed command."""
-    shown = output.strip()[-SHOWN_OUTPUT_CHARACTERS:]
+    shown = _last_lines(output)
     return LabError(f"`{shlex.join(argv)}` ended with status {status}.", detail=shown)
 
 
 def tail(log: Path) -> str:
     """The end of a log, "" when there is none."""
     try:
-        return log.read_text(errors="replace")[-SHOWN_OUTPUT_CHARACTERS:].strip()
+        return _last_lines(log.read_text(errors="replace"))
     except OSError:
         return ""
+
+
+def _last_lines(text: str) -> str:
+    return "\n".join(text.strip().splitlines()[-SHOWN_OUTPUT_LINES:])

@@ -1,0 +1,100 @@
+# What one does with a checkout of phaul. As root, on Debian 12 or 13; `make setup` installs the rest.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+.DEFAULT_GOAL := help
+
+PYTHON := .venv/bin/python
+STAMP := .venv/.set-up
+# mmdebstrap makes the file system of the lab's hosts, util-linux and iproute2 their namespaces and links.
+SYSTEM_PACKAGES := debian-archive-keyring iproute2 mmdebstrap nftables util-linux
+MINIMUM_PYTHON := (3, 11)
+
+export DEBIAN_FRONTEND := noninteractive
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help setup system-packages image proto lint unit test demo bench lab-up lab-down clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: system-packages $(STAMP) ## install what phaul and its tests need: Debian packages, and .venv
+
+# Finds a Python that can make virtual environments: the one in PATH, or else Debian's.
+FIND_PYTHON = for python in python3 /usr/bin/python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < $(MINIMUM_PYTHON))' 2>/dev/null \
+		&& { echo $$python; break; }; done || true
+
+system-packages:
+	@missing=(); \
+	if command -v dpkg-query >/dev/null; then \
+		for package in $(SYSTEM_PACKAGES); do \
+			[[ $$(dpkg-query -W -f '$${db:Status-Status}' $$package 2>/dev/null) == installed ]] || missing+=($$package); \
+		done; \
+		if [[ ! -e $(STAMP) && -z "$$($(FIND_PYTHON))" ]]; then missing+=(python3 python3-venv); fi; \
+	else \
+		for program in ip mmdebstrap nft nsenter unshare; do \
+			PATH=$$PATH:/usr/sbin:/sbin command -v $$program >/dev/null || missing+=($$program); \
+		done; \
+		if (($${#missing[@]})); then \
+			echo "setup: this is no Debian: please install $${missing[*]} by your own means" >&2; exit 1; \
+		fi; \
+	fi; \
+	if (($${#missing[@]})); then \
+		if ((EUID != 0)); then echo "setup: $${missing[*]} must be installed: please run it as root" >&2; exit 1; fi; \
+		echo "setup: installing the Debian packages $${missing[*]}"; \
+		log=$$(mktemp); \
+		{ apt-get update && apt-get install -y --no-install-recommends "$${missing[@]}"; } </dev/null >$$log 2>&1 \
+			|| { cat $$log >&2; rm $$log; exit 1; }; \
+		rm $$log; \
+	fi
+	@# A virtual environment whose Python was removed, or that came with a copied checkout, is made again.
+	@if [[ -e $(STAMP) ]] && ! $(PYTHON) -c 'import phaul' 2>/dev/null; then rm -f $(STAMP); fi
+
+$(STAMP): pyproject.toml | system-packages
+	@python=$$($(FIND_PYTHON)); \
+	if [[ -z $$python ]]; then echo "setup: there is no Python >= 3.11 with venv on this machine" >&2; exit 1; fi; \
+	if ! $(PYTHON) -m pip --version >/dev/null 2>&1; then \
+		echo "setup: making .venv with $$($$python --version)"; \
+		$$python -m venv --clear .venv; \
+	fi
+	@echo "setup: installing phaul and its tools into .venv"
+	@# Dependency groups came with pip 25.1.
+	@$(PYTHON) -m pip install --quiet --quiet --root-user-action ignore --upgrade 'pip>=25.1' </dev/null
+	@$(PYTHON) -m pip install --quiet --quiet --root-user-action ignore --editable . --group dev </dev/null
+	@touch $@
+
+image: setup
+	@.venv/bin/phaul lab build
+
+proto: setup ## generate phaul/rpc from proto/
+	@$(PYTHON) -m tests.generate_stubs
+
+lint: setup ## ruff, mypy and the import rules
+	@.venv/bin/ruff check .
+	@.venv/bin/ruff format --check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+unit: setup ## the tests that need neither root nor CRIU
+	@.venv/bin/pytest tests/unit tests/component
+
+test: setup image ## all tests, the lab's with real CRIU too
+	@.venv/bin/pytest
+
+demo: setup image ## move a running server between two hosts, and watch
+	@.venv/bin/phaul demo
+
+bench: setup image ## measure phaul against CRIU by hand
+	@$(PYTHON) -m tests.bench
+
+lab-up: setup image ## two hosts and a client on this machine, to try phaul on
+	@.venv/bin/phaul lab up
+
+lab-down: setup ## take them down
+	@.venv/bin/phaul lab down
+
+clean: ## remove what was made in this checkout (not the lab's image)
+	@rm -rf .venv .cache build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
