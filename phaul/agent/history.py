@@ -1,11 +1,11 @@
 """The migrations that this host takes or took part in, as `phaul status` shows them. One JSON file each, kept for good.
 
-Written by `agent.outgoing` and `agent.peer_service`. A record that cannot be written is logged and changes no migration.
+Written by `agent.outgoing` and `agent.peer_service`. A record that cannot be written is logged; it changes no
+migration.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from pathlib import Path
 
@@ -100,7 +100,7 @@ class History:
             directory.mkdir(exist_ok=True, mode=0o700)
             temporary = directory / "summary.json.new"
             temporary.write_text(json_format.MessageToJson(record, preserving_proto_field_name=True))
-            os.replace(temporary, directory / "summary.json")
+            temporary.replace(directory / "summary.json")
         except OSError as error:
             log.warning("history.not_written", migration_id=record.migration_id, reason=str(error))
 

@@ -31,6 +31,8 @@ log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
+REMEMBERED = 32  # migrations that have ended, so that a repeated Resume gets its answer again
+
 
 @dataclass(slots=True, eq=False)
 class _Incoming:
@@ -77,7 +79,7 @@ class PeerService(PeerServicer):
             (
                 other.arrival.reservation
                 for other in self._incoming.values()
-                if other.arrival.reservation.root_pid == reservation.root_pid and not other.arrival.resumed
+                if other.arrival.reservation.root_pid == reservation.root_pid and not other.arrival.ended
             ),
             None,
         )
@@ -103,6 +105,7 @@ class PeerService(PeerServicer):
         pages = self._listener.expect(directory, room_bytes(reservation.memory_bytes))
         incoming = _Incoming(arrival, pages)
         self._incoming[reservation.migration_id] = incoming
+        self._forget_oldest()
         log.info("arrival.prepared", migration_id=reservation.migration_id, source=reservation.source_host)
         return incoming
 
@@ -152,6 +155,7 @@ class PeerService(PeerServicer):
         log.info("arrival.aborted", migration_id=request.migration_id, reason=request.reason)
         leftovers = await self._once(incoming, "abort", lambda: self._abort(incoming))
         self._history.end(request.migration_id, Outcome.ROLLED_BACK)
+        self._incoming.pop(request.migration_id, None)
         return peer_pb2.AbortReply(leftovers=leftovers)
 
     async def close(self) -> None:
@@ -174,6 +178,11 @@ class PeerService(PeerServicer):
         if step not in incoming.answers:
             incoming.answers[step] = asyncio.ensure_future(act())
         return cast("R", await asyncio.shield(incoming.answers[step]))
+
+    def _forget_oldest(self) -> None:
+        ended = [migration_id for migration_id, incoming in self._incoming.items() if incoming.arrival.ended]
+        for migration_id in ended[:-REMEMBERED]:
+            del self._incoming[migration_id]
 
     def _find(self, migration_id: str) -> _Incoming:
         try:

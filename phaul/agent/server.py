@@ -87,8 +87,8 @@ class AgentServer:
                 f"the page port {config.page_port} cannot be listened on: {error.strerror}",
                 hint="Is another agent running? Choose another port with --page-port (0: any).",
             ) from error
-        self._serve_peers(listen)
-        self._serve_person(config.socket)
+        await self._serve_peers(listen)
+        await self._serve_person(config.socket)
         await self._peer_server.start()
         await self._person_server.start()
         config.socket.chmod(0o600)
@@ -112,9 +112,9 @@ class AgentServer:
         self._config.socket.unlink(missing_ok=True)
         log.info("agent.stopped")
 
-    def _serve_peers(self, listen: Destination) -> None:
+    async def _serve_peers(self, listen: Destination) -> None:
         add_PeerServicer_to_server(self._peer_service, self._peer_server)
-        _add_standard_services(self._peer_server, peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name)
+        await _add_standard_services(self._peer_server, peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name)
         try:
             self.peer_port = self._peer_server.add_insecure_port(str(listen))
         except RuntimeError as error:
@@ -124,10 +124,10 @@ class AgentServer:
                 detail=str(error),
             ) from error
 
-    def _serve_person(self, path: Path) -> None:
+    async def _serve_person(self, path: Path) -> None:
         service = AgentService(self._host, self._migrations, self._history)
         add_AgentServicer_to_server(service, self._person_server)
-        _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
+        await _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
         path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:
@@ -144,11 +144,11 @@ class AgentServer:
             await asyncio.to_thread(unmount_memory, path)
 
 
-def _add_standard_services(server: grpc.aio.Server, name: str) -> None:
+async def _add_standard_services(server: grpc.aio.Server, name: str) -> None:
     checks = health.aio.HealthServicer()  # type: ignore[attr-defined]  # not in its stubs
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     for service in ("", name):
-        asyncio.ensure_future(checks.set(service, health_pb2.HealthCheckResponse.SERVING))
+        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
     reflection.enable_server_reflection((name, health.SERVICE_NAME, reflection.SERVICE_NAME), server)
 
 

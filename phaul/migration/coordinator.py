@@ -147,13 +147,14 @@ class Coordinator:
         tree.kill()
         self._timeline.killed_us = self._host.clock.monotonic_us()
 
-        self._enter(Phase.RESUME)
-        with self._timeline.step("resume", Role.DESTINATION):
-            await self._resume()
-        self._timeline.resumed_us = self._host.clock.monotonic_us()
-
-        self._enter(Phase.CLEANUP)
-        await self._clean_up(held, tree, channel)
+        try:
+            self._enter(Phase.RESUME)
+            with self._timeline.step("resume", Role.DESTINATION):
+                await self._resume()
+            self._timeline.resumed_us = self._host.clock.monotonic_us()
+        finally:
+            self._enter(Phase.CLEANUP)
+            await self._clean_up(held, tree, channel)
         return self._report(facts, addresses, copy, image_bytes)
 
     async def _preflight(self) -> tuple[WorkloadFacts, tuple[AddressFacts, ...]]:

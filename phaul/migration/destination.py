@@ -7,7 +7,7 @@ first answer again. Decides nothing on its own: a copy runs only when the source
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -44,7 +44,8 @@ class Arrival:
         self._held: HeldRestore | None = None
         self._gate: AbstractAsyncContextManager[HeldRestore] | None = None
         self._copy: RestoredCopy | None = None
-        self._later: set[asyncio.Task[None]] = set()
+        self._announcing: asyncio.Task[None] | None = None
+        self._cleaning: asyncio.Task[None] | None = None
         self.images = Path()
         self.resumed = False
         self.aborted = False
@@ -52,6 +53,11 @@ class Arrival:
     @property
     def _id(self) -> str:
         return self.reservation.migration_id
+
+    @property
+    def ended(self) -> bool:
+        """Whether the source has decided, either way."""
+        return self.resumed or self.aborted
 
     async def prepare(self) -> Path:
         """PREPARE: make the image directory; give its path."""
@@ -100,8 +106,8 @@ class Arrival:
             await self._host.network.announce(self.reservation.addresses)
         except PhaulError as error:
             warnings.append(f"the neighbours could not be told of the new place: {error.message}")
-        self._start(self._announce_again())
-        self._start(self._clean_up())
+        self._announcing = asyncio.create_task(self._announce_again())
+        self._cleaning = asyncio.create_task(self._clean_up())
         return tuple(warnings)
 
     async def abort(self) -> tuple[str, ...]:
@@ -112,9 +118,11 @@ class Arrival:
         return await self._undo.unwind()
 
     async def settled(self) -> None:
-        """Wait for what `resume` left to do in the background."""
-        while self._later:
-            await asyncio.gather(*self._later, return_exceptions=True)
+        """Wait for the cleaning up that `resume` left to do, and leave off telling the neighbours again."""
+        if self._announcing is not None:
+            self._announcing.cancel()
+        if self._cleaning is not None:
+            await asyncio.wait([self._cleaning])
 
     async def _take_addresses(self) -> None:
         addresses = self.reservation.addresses
@@ -182,8 +190,3 @@ class Arrival:
             await self._gate.__aexit__(None, None, None)
         await self._host.network.remove_engine_locks(self.reservation.root_pid)
         await self._host.rooms.release(self._id)
-
-    def _start(self, work: Coroutine[None, None, None]) -> None:
-        task = asyncio.create_task(work)
-        self._later.add(task)
-        task.add_done_callback(self._later.discard)
