@@ -1,0 +1,149 @@
+"""`phaul migrate`, `watch` and `cancel`: starting a migration, seeing it through, stopping it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from phaul.cli import options
+from phaul.cli.check import print_check
+from phaul.cli.console import can_redraw, make_console
+from phaul.cli.lookup import find_migration
+from phaul.cli.machine import print_object
+from phaul.cli.run import run_command
+from phaul.errors import UsageError
+from phaul.rpc.v1.facts_pb2 import AddressRequest, MigrationRequest
+
+MIGRATE_EPILOG = """[bold]Examples[/]
+
+phaul migrate 4711 --to b.example
+
+phaul migrate $(pidof redis-server) --to 10.0.0.2 --address 10.0.0.50/24
+
+phaul migrate 4711 --to [fd00::2]:7428 --address fd00::50/64@eth1 --json
+
+phaul migrate 4711 --to b.example --dry-run
+
+[bold]Exit status[/]
+
+0 it runs on the destination · 2 usage · 10 refused, 11 no agent answers, 12 not trusted: nothing was touched ·
+20 to 25 failed and rolled back, it runs on the source (21 dump, 22 transfer, 23 restore, 24 switchover, 25 cancelled) ·
+30 rolled back with leftovers · 40 in doubt · 41 lost, images kept · 70 a defect of phaul ·
+130, 143 left by Ctrl-C or SIGTERM, the migration goes on in the agent
+"""
+
+
+def migrate(
+    pid: Annotated[
+        int, typer.Argument(metavar="PID", min=1, help="Root task of the workload: it and all below it move.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="HOST[:PORT]", help="Destination, where an agent listens.")],
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--address",
+            metavar="IP/PREFIX[@DEVICE]",
+            help="Address that moves along; DEVICE is that of the destination. May be given several times.",
+        ),
+    ] = None,
+    drop_unaccepted: Annotated[
+        bool,
+        typer.Option("--drop-unaccepted", help="Accept the loss of connections that wait in a listen queue."),
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say whether it may go and what is in the way; touch nothing.")
+    ] = False,
+    json_output: options.JsonOption = False,
+    socket: options.SocketOption = None,
+) -> None:
+    """Move a running process tree to another host, with its open connections.
+
+    The migration runs in the agent of this host: closing the terminal changes nothing. Whatever fails before COMMIT is
+    undone, and the workload goes on here. Ctrl-C asks whether to cancel, to leave it running or to watch on.
+    """
+    path = options.socket_path(socket)
+    run_command(_migrate(path, pid, to, address or [], drop_unaccepted, dry_run, json_output), json_output=json_output)
+
+
+def watch(
+    migration_id: options.MigrationArgument,
+    json_output: options.JsonOption = False,
+    socket: options.SocketOption = None,
+) -> None:
+    """Watch a migration that goes on in the agent, from its first event on; exits as `phaul migrate` would."""
+    run_command(_watch(options.socket_path(socket), migration_id, json_output), json_output=json_output)
+
+
+def cancel(
+    migration_id: options.MigrationArgument,
+    json_output: options.JsonOption = False,
+    socket: options.SocketOption = None,
+) -> None:
+    """Ask for a migration to be rolled back. Honoured until COMMIT; exits 2 when it is too late."""
+    run_command(_cancel(options.socket_path(socket), migration_id, json_output), json_output=json_output)
+
+
+def build_request(pid: int, to: str, addresses: list[str], drop_unaccepted: bool) -> MigrationRequest:
+    """Read what was typed; raises `UsageError` before any agent is asked."""
+    from phaul.agent.destination import parse_destination
+    from phaul.migration.address_rules import parse_address
+
+    request = MigrationRequest(root_pid=pid, destination=str(parse_destination(to)), drop_unaccepted=drop_unaccepted)
+    for typed in addresses:
+        wanted = parse_address(typed)
+        request.addresses.append(
+            AddressRequest(address=wanted.address, prefix_length=wanted.prefix_length, device=wanted.device)
+        )
+    return request
+
+
+async def _migrate(
+    path: Path, pid: int, to: str, addresses: list[str], drop_unaccepted: bool, dry_run: bool, json_output: bool
+) -> int:
+    from phaul.agent.client import AgentClient
+
+    request = build_request(pid, to, addresses, drop_unaccepted)
+    async with AgentClient(path) as client:
+        if dry_run:
+            return print_check(await client.check(request), json_output=json_output)
+        migration_id = await client.start(request)
+    return await _follow(path, migration_id, json_output)
+
+
+async def _watch(path: Path, typed: str, json_output: bool) -> int:
+    from phaul.agent.client import AgentClient
+
+    async with AgentClient(path) as client:
+        migration_id = find_migration(await client.list_migrations(), typed).migration_id
+    return await _follow(path, migration_id, json_output)
+
+
+async def _cancel(path: Path, typed: str, json_output: bool) -> int:
+    from phaul.agent.client import AgentClient
+
+    async with AgentClient(path) as client:
+        migration_id = find_migration(await client.list_migrations(), typed).migration_id
+        reply = await client.cancel(migration_id)
+    if not reply.accepted:
+        raise UsageError(
+            f"migration {migration_id} cannot be cancelled any more: {reply.reason or 'it is past COMMIT'}",
+            hint=f"`phaul status {migration_id}` says how it stands.",
+        )
+    if json_output:
+        print_object({"event": "cancel", "migration_id": migration_id, "accepted": True, "exit_status": 0})
+    else:
+        console = make_console()
+        console.print(f"Migration {migration_id} is being rolled back; the workload goes on where it was.")
+        console.print(f"`phaul watch {migration_id}` shows it to the end.", style="dim")
+    return 0
+
+
+async def _follow(path: Path, migration_id: str, json_output: bool) -> int:
+    from phaul.cli.follow import follow
+    from phaul.cli.screens import make_screen
+
+    interactive = not json_output and sys.stdin.isatty() and can_redraw(make_console())
+    return await follow(path, migration_id, make_screen(json_output=json_output), interactive=interactive)
