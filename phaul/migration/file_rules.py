@@ -34,6 +34,8 @@ KINDS = {
 }
 # Made anew by each kernel: nothing can be copied there.
 KERNEL_FILE_SYSTEMS = ("/proc/", "/sys/", "/dev/")
+KERNEL_MADE = ("/proc/", "/sys/")
+WARNINGS = ("log_size", "file_content")
 
 
 def file_problems(held: Sequence[FileFacts], there: Iterable[FileFacts], host: str) -> tuple[Problem, ...]:
@@ -73,6 +75,8 @@ def _differences(file: FileFacts, other: FileFacts | None) -> Iterator[tuple[str
         yield ("log_size" if file.append_only else "file_size"), words
     elif file.build_id != other.build_id:
         yield "file_build_id", f"{_short(other.build_id)} there, {_short(file.build_id)} here"
+    elif file.writable and not file.append_only and not file.path.startswith(KERNEL_MADE):
+        yield "file_content", "mapped" if file.use is FileUse.MAPPED else "open for writing"
 
 
 def _fold(code: str, found: list[tuple[FileFacts, str]], host: str) -> Problem:
@@ -91,9 +95,11 @@ def _fold(code: str, found: list[tuple[FileFacts, str]], host: str) -> Problem:
         message = f"{'Programs' if many else 'A program'} or library of the workload is another build on {host}"
     elif code == "log_size":
         message = f"{'Logs' if many else 'A log'} of the workload will go on in another file on {host}"
+    elif code == "file_content":
+        message = f"The workload writes to {'files' if many else 'a file'} whose content does not travel with it"
     else:
         message = f"{'Files' if many else 'A file'} of the workload {'have' if many else 'has'} another size on {host}"
-    severity = Severity.WARNS if code == "log_size" else Severity.REFUSES
+    severity = Severity.WARNS if code in WARNINGS else Severity.REFUSES
     return Problem(code, f"{message}: {named}.", _hint(code, files, host), severity)
 
 
@@ -104,6 +110,10 @@ def _hint(code: str, files: list[FileFacts], host: str) -> str:
     if code == "log_size":
         return (
             "Nothing is lost: what was written so far stays on the source. Use shared storage to have it in one file."
+        )
+    if code == "file_content":
+        return (
+            f"Make sure that it lies on storage that this host and {host} both mount; else {host} has other data in it."
         )
     if not copyable:
         return f"That path belongs to the kernel: look whether {host} has the same driver, device or module."

@@ -55,7 +55,8 @@ def compare(
         *file_problems(workload.files, destination.files, destination.host.host_name),
         *_memory_problems(workload, destination.host),
         *address_problems(request, source, destination),
-        *connection_problems(request, workload.connections, source, destination),
+        # Addresses of another network namespace say nothing of these hosts.
+        *([] if workload.has_own_network else connection_problems(request, workload.connections, source, destination)),
     ]
     unique = list(dict.fromkeys(found))
     return tuple(sorted(unique, key=lambda problem: problem.severity is not Severity.REFUSES))

@@ -16,7 +16,7 @@ from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem
 from phaul.system import files
 from phaul.system.procfs import DELETED_SUFFIX, PROC, Mapping
 from phaul.units import MIB, format_bytes
-from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot
+from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot, differs
 
 # CRIU's --ghost-limit when nothing else is asked: compared with the blocks in use (criu/files-reg.c, 4.2).
 GHOST_LIMIT_BYTES = MIB
@@ -45,6 +45,8 @@ def files_of(tree: TreeSnapshot) -> tuple[tuple[FileFacts, ...], tuple[Problem, 
     problems: dict[str, Problem] = {}
     looks: dict[str, files.FileLook] = {}
     for process in tree.processes:
+        if differs(process, tree.agent_namespaces, "mnt"):
+            continue  # its paths mean something else to us; it is refused for that alone
         for held in _held_by(process):
             path = held.path
             if known := found.get(path):

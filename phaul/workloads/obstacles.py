@@ -53,6 +53,10 @@ def listed(items: list[str]) -> str:
     return ", ".join(items[:CAPTION_LIMIT]) + (f" and {rest} more" if rest > 0 else "")
 
 
+def _using(users: list[str]) -> str:
+    return f"{listed(users)} {'uses' if len(users) == 1 else 'use'}"
+
+
 def _namespaces(tree: TreeSnapshot) -> Iterator[Problem]:
     if tree.has_own_network:
         yield Problem(
@@ -111,7 +115,7 @@ def _terminals(tree: TreeSnapshot) -> Iterator[Problem]:
     if users:
         yield Problem(
             "terminal",
-            f"{listed(users)} uses {listed(sorted(names))}, a terminal whose other end stays on this host.",
+            f"{_using(users)} {listed(sorted(names))}, a terminal whose other end stays on this host.",
             "Start it without a terminal: as a systemd unit, or with `setsid COMMAND </dev/null >LOG 2>&1 &`.",
         )
 
@@ -129,7 +133,7 @@ def _shared_memory(tree: TreeSnapshot) -> Iterator[Problem]:
         # check_sysvipc_map_dump in criu/cr-dump.c, 4.2: only with an IPC namespace of its own.
         yield Problem(
             "sysv_shared_memory",
-            f"{listed(users)} uses System V shared memory, which cannot be dumped outside an IPC namespace of its own.",
+            f"{_using(users)} System V shared memory, which cannot be dumped outside an IPC namespace of its own.",
             "Configure it for POSIX or anonymous shared memory (PostgreSQL: shared_memory_type = mmap).",
         )
 

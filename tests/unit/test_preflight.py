@@ -43,7 +43,7 @@ SOURCE = HostFacts(
 HOST = replace(SOURCE, host_name="beta", addresses=(AddressFacts("192.0.2.2", 24, "eth0"),))
 PROGRAM = FileFacts("/usr/bin/redis", FileUse.EXECUTABLE, True, 1000, stat.S_IFREG | 0o755, "aabb")
 LOG = FileFacts("/var/log/redis.log", FileUse.OPEN, True, 500, stat.S_IFREG | 0o640, writable=True, append_only=True)
-DATA = FileFacts("/srv/data.db", FileUse.OPEN, True, 500, stat.S_IFREG | 0o640, writable=True)
+DATA = FileFacts("/srv/data.db", FileUse.OPEN, True, 500, stat.S_IFREG | 0o640)
 NULL = FileFacts("/dev/null", FileUse.OPEN, True, 0, stat.S_IFCHR | 0o666)
 CWD = FileFacts("/srv", FileUse.WORKING_DIRECTORY, True, 0, stat.S_IFDIR | 0o755)
 RUN = FileFacts("/run/redis", FileUse.SOCKET_DIRECTORY, True, 0, stat.S_IFDIR | 0o755)
@@ -165,6 +165,22 @@ def test_a_log_that_is_only_appended_to_may_have_any_size() -> None:
     assert found["log_size"].severity is Severity.WARNS and len(found) == 1
 
 
+def test_a_file_that_is_written_to_is_a_warning_that_its_content_stays() -> None:
+    written = replace(DATA, writable=True)
+    found = judge(workload=replace(WORKLOAD, files=(written,)))
+    assert {code: problem.severity for code, problem in found.items()} == {"file_content": Severity.WARNS}
+    counter = replace(written, path="/proc/sys/vm/drop_caches", size_bytes=0)
+    alone = replace(DESTINATION, files=(counter,))
+    assert judge(workload=replace(WORKLOAD, files=(counter,)), destination=alone) == {}
+    shorter = replace(DESTINATION, files=(replace(DATA, size_bytes=1),))
+    hint = judge(workload=replace(WORKLOAD, files=(written,)), destination=shorter)["file_size"].hint
+    assert "stop the writing" in hint
+
+
+def test_addresses_of_another_network_namespace_are_not_compared() -> None:
+    assert judge(request=replace(REQUEST, addresses=()), workload=replace(WORKLOAD, has_own_network=True)) == {}
+
+
 def test_many_files_of_a_kind_are_folded_into_one_problem() -> None:
     many = tuple(replace(PROGRAM, path=f"/usr/lib/lib{n}.so", use=FileUse.MAPPED) for n in range(20))
     found = judge(workload=replace(WORKLOAD, files=many), destination=replace(DESTINATION, files=()))
@@ -200,7 +216,9 @@ def test_files_are_refused_exactly_when_one_differs(shapes: list[tuple[int, bool
     found = preflight.compare(
         REQUEST, replace(WORKLOAD, files=tuple(held)), SOURCE, replace(DESTINATION, files=tuple(reversed(seen)))
     )
-    assert bool(found) == any(not e or not m or s != 1 or b != "aa" for m, e, s, b in shapes)
+    assert any(problem.severity is Severity.REFUSES for problem in found) == any(
+        not e or not m or s != 1 or b != "aa" for m, e, s, b in shapes
+    )
 
 
 def test_an_address_must_be_on_the_source_and_only_there() -> None:

@@ -341,6 +341,8 @@ def test_what_the_kernel_says_of_the_process_itself_is_judged(start: Start) -> N
     assert judged(replace(whole, namespaces=ours | {"mnt": 1, "ipc": 2})) == ["own_namespaces"]
     assert judged(replace(whole, namespaces=ours | {"net": 1})) == ["own_network_namespace"]
     assert judged(replace(whole, namespaces=ours | {"uts": 1, "cgroup": 1})) == []
+    other = snapshot.TreeSnapshot((replace(whole, namespaces=ours | {"mnt": 1}),), ours)
+    assert holdings.files_of(other) == ((), ())  # paths of another mount namespace would be misread
     sysv = replace(whole.mappings[0], path="/SYSV00000000 (deleted)")
     assert judged(replace(whole, mappings=(*whole.mappings, sysv))) == ["sysv_shared_memory"]
 
