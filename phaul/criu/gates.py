@@ -27,7 +27,8 @@ from phaul.rpc.criu import rpc_pb2
 log = structlog.get_logger(__name__)
 
 # CRIU corks the page channel and does not push its last message, which then waits for the kernel's 200 ms cork timer
-# (CRIU 4.2, criu/page-xfer.c: disconnect_from_page_server). Setting TCP_NODELAY pushes what is held, corked or not: tcp(7).
+# (CRIU 4.2, criu/page-xfer.c: disconnect_from_page_server). Setting TCP_NODELAY pushes what is held, corked or not
+# (tcp(7)).
 UNCORK_INTERVAL_SECONDS = 0.002
 
 DUMP_LOG = "dump.log"

@@ -21,6 +21,7 @@ PAGEMAP_MAGIC = 0x56084025
 STATISTICS_MAGIC = 0x57093306
 
 U32 = struct.Struct("<I")
+U32_MAX = (1 << 32) - 1
 
 
 class ImageError(PhaulError):
@@ -61,7 +62,10 @@ def encode_pagemap(pages_id: int, runs: Iterable[tuple[int, int, int]]) -> bytes
         runs: (address, count of pages, PE_* flags) in the order in which the pages lie in that file.
     """
     head = images_pb2.PagemapHead(pages_id=pages_id)
-    entries = (images_pb2.PagemapEntry(vaddr=address, nr_pages=count, flags=flags) for address, count, flags in runs)
+    entries = (
+        images_pb2.PagemapEntry(vaddr=address, compat_nr_pages=min(count, U32_MAX), flags=flags, nr_pages=count)
+        for address, count, flags in runs
+    )
     return encode_image((COMMON_MAGIC, PAGEMAP_MAGIC), (head, *entries))
 
 

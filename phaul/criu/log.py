@@ -12,12 +12,11 @@ from pathlib import Path
 
 SHOWN_ERRORS = 5
 
-ERROR_LINE = re.compile(
-    r"^\((?P<time>[\d.]+)\)\s*(?P<task>(?:\d+:\s*)*)Error\s*(?P<place>\([^)]*\))?:?\s*(?P<text>.*)$"
-)
+# Time and task stand there at log levels above 2 only.
+ERROR_LINE = re.compile(r"^(\([\d.]+\))?\s*(\d+:\s*)*Error\s*(\([^)]*\))?:?\s*(?P<text>.*)$")
 
 # Errors that CRIU prints at every rollback, or of which it says itself that they do not matter.
-NOISE = re.compile(r"(Dumping FAILED|Restoring FAILED|Can't get rlimit|^Unable to open .*stats-)")
+NOISE = re.compile(r"(Dumping FAILED|Restoring FAILED|Can't get rlimit|Can't setup RLIMIT_NOFILE|^Unable to open .*stats-)")
 
 
 @dataclass(frozen=True, slots=True)

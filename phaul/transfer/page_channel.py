@@ -1,6 +1,7 @@
 """The source's end of the page channel: a TCP connection that opens with the token the destination gave out.
 
-Used by `agent.peer_client`. CRIU's dump writes into this very socket, so nothing of ours stands between it and the wire.
+Used by `agent.peer_client`. CRIU's dump writes into this very socket, so nothing of ours stands between it and the
+wire.
 """
 
 from __future__ import annotations

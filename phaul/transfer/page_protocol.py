@@ -1,6 +1,8 @@
-"""CRIU's page-server protocol, as its own dump speaks it: 24-byte headers, each followed by the pages it announces.
+"""CRIU's page-server protocol, as its own dump speaks it: headers, each followed by the pages that it announces.
 
-Pure; used by `transfer.page_receiver` and by the fake engine. Read in CRIU 4.2, criu/page-xfer.c.
+Pure; used by `transfer.page_receiver` and by the fake engine. Read in criu/page-xfer.c. The header had 24 bytes up to
+CRIU 4.1 and has 32 from 4.2 on, where the count of pages became a u64 (seen on the wire with 4.2.1). Neither says which
+it is, but the first one always opens an image, and what it would have to say of that tells them apart.
 """
 
 from __future__ import annotations
@@ -9,10 +11,10 @@ import struct
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 
-HEADER = struct.Struct("<IIQQ")  # command and flags, count of pages, address, image
+HEADER = struct.Struct("<I4xQQQ")  # command and flags, count of pages, address, image
+HEADER_BEFORE_4_2 = struct.Struct("<IIQQ")
 STATUS = struct.Struct("<i")
 OPENED_WITHOUT_PARENT = b"\0"
-MAX_PAGES = 1 << 32  # the count is a u32
 
 
 class Command(IntEnum):
@@ -62,15 +64,25 @@ class Header:
         return f"pagemap-{number}.img" if kind is ImageKind.TASK else f"pagemap-shmem-{number}.img"
 
 
-def decode(data: bytes | bytearray | memoryview, offset: int = 0) -> Header:
-    """Read the header that begins at `offset`."""
-    word, pages, address, image = HEADER.unpack_from(data, offset)
+def header_format(first: bytes | memoryview) -> struct.Struct:
+    """Tell from the first 24 bytes of a channel which header it uses.
+
+    They open an image: count and address are 0 and the image is not. In the older header the image is what the last
+    8 bytes hold, in the newer one these are the address.
+    """
+    (last,) = struct.unpack_from("<Q", first, 16)
+    return HEADER_BEFORE_4_2 if last else HEADER
+
+
+def decode(data: bytes | bytearray | memoryview, layout: struct.Struct = HEADER) -> Header:
+    """Read the header at the beginning of `data`."""
+    word, pages, address, image = layout.unpack_from(data)
     return Header(word & 0xFFFF, word >> 16, pages, address, image)
 
 
-def encode(header: Header) -> bytes:
-    """Give the 24 bytes of a header."""
-    return HEADER.pack(header.command | header.flags << 16, header.pages, header.address, header.image)
+def encode(header: Header, layout: struct.Struct = HEADER) -> bytes:
+    """Give the bytes of a header."""
+    return layout.pack(header.command | header.flags << 16, header.pages, header.address, header.image)
 
 
 def task_image(pid: int) -> int:

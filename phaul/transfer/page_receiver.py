@@ -72,6 +72,7 @@ class PageReceiver:
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
         self._have = self._buffer[:0]  # received and not yet used
         self._files: dict[int, _PagesFile] = {}
+        self._layout = page_protocol.HEADER_BEFORE_4_2  # the shorter one, until the first header tells
         self.page_bytes = 0
 
     def abort(self) -> None:
@@ -146,12 +147,17 @@ class PageReceiver:
             self.page_bytes += len(data)
 
     def _header(self) -> Header:
-        size = page_protocol.HEADER.size
-        while len(self._have) < size:
-            self._receive_more("before its end")
-        header = page_protocol.decode(self._have)
-        self._have = self._have[size:]
+        self._need(self._layout.size)
+        if not self._files:
+            self._layout = page_protocol.header_format(self._have)
+            self._need(self._layout.size)
+        header = page_protocol.decode(self._have, self._layout)
+        self._have = self._have[self._layout.size :]
         return header
+
+    def _need(self, count: int) -> None:
+        while len(self._have) < count:
+            self._receive_more("before its end")
 
     def _receive_more(self, when: str) -> None:
         left = len(self._have)

@@ -42,21 +42,26 @@ class PagemapEntry(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     VADDR_FIELD_NUMBER: _builtins.int
-    NR_PAGES_FIELD_NUMBER: _builtins.int
+    COMPAT_NR_PAGES_FIELD_NUMBER: _builtins.int
     FLAGS_FIELD_NUMBER: _builtins.int
+    NR_PAGES_FIELD_NUMBER: _builtins.int
     vaddr: _builtins.int
-    nr_pages: _builtins.int
+    compat_nr_pages: _builtins.int
+    """read up to CRIU 4.1"""
     flags: _builtins.int
+    nr_pages: _builtins.int
+    """read from CRIU 4.2 on, where it is there"""
     def __init__(
         self,
         *,
         vaddr: _builtins.int | None = ...,
-        nr_pages: _builtins.int | None = ...,
+        compat_nr_pages: _builtins.int | None = ...,
         flags: _builtins.int | None = ...,
+        nr_pages: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "nr_pages", b"nr_pages", "vaddr", b"vaddr"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["compat_nr_pages", b"compat_nr_pages", "flags", b"flags", "nr_pages", b"nr_pages", "vaddr", b"vaddr"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["flags", b"flags", "nr_pages", b"nr_pages", "vaddr", b"vaddr"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["compat_nr_pages", b"compat_nr_pages", "flags", b"flags", "nr_pages", b"nr_pages", "vaddr", b"vaddr"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
