@@ -58,9 +58,12 @@ pivot_root . mnt
 cd /
 umount -l /mnt
 
-# These are settings of the network namespace. BBR, which some machines default to, is slow over a veth; an IPv6
-# address must be usable at once, without the second that duplicate address detection takes.
-echo cubic >/proc/sys/net/ipv4/tcp_congestion_control || true
+# These are settings of the network namespace. BBR, which some machines default to, is slow over a veth. Outside the
+# machine's own namespace the kernel takes only what the machine allows there (tcp_allowed_congestion_control): always Reno.
+for control in cubic reno; do
+    if { echo $control >/proc/sys/net/ipv4/tcp_congestion_control; } 2>/dev/null; then break; fi
+done
+# An IPv6 address must be usable at once, without the second that duplicate address detection takes.
 if [ -d /proc/sys/net/ipv6/conf ]; then
     echo 0 >/proc/sys/net/ipv6/conf/all/accept_dad
     echo 0 >/proc/sys/net/ipv6/conf/default/accept_dad
