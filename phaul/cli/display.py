@@ -20,6 +20,7 @@ from phaul.units import format_bytes, format_rate, format_seconds, format_us
 
 INDENT = 2
 BAR_COLUMNS = 36  # of the memory bar, and of the timeline of the downtime
+LINE_COLUMNS = 76  # of text that is wrapped here and not by the console
 SPINNER_US = 100_000  # how long one picture of the spinner stays
 HOST_STYLES = {"source": "cyan", "destination": "magenta"}
 
@@ -96,7 +97,8 @@ def live(view: MigrationView, now_unix_us: int, glyphs: Glyphs) -> RenderableTyp
         below.append(f"{glyphs.dot}Ctrl-C asks what to do", style="dim")
     parts: list[RenderableType] = [header(view, glyphs), Text(""), phases, Text(""), memory_bar(view, glyphs)]
     parts += [_warning_line(warning, glyphs) for warning in view.warnings]
-    return Padding(Group(*parts, below), (0, 0, 0, INDENT))
+    # Not as wide as the terminal: after a full line the echo of Ctrl-C would begin a new one, which nobody wipes away.
+    return Padding(Group(*parts, below), (0, 0, 0, INDENT), expand=False)
 
 
 def memory_bar(view: MigrationView, glyphs: Glyphs) -> RenderableType:
@@ -123,16 +125,21 @@ def memory_text(view: MigrationView, glyphs: Glyphs) -> str:
 
 
 def phases_line(view: MigrationView, glyphs: Glyphs) -> Text:
-    """Give every phase that took place with its time, on one line that may wrap between phases."""
+    """Give every phase that took place with its time, wrapped between phases so that it fits 80 columns."""
     text = Text()
-    known = {phase.name: phase for phase in view.phases}
-    for phase in known.values():
-        if text:
-            text.append(glyphs.dot, style="dim")
-        took = format_us(phase.elapsed_us(phase.started_unix_us)).replace(" ", "\N{NO-BREAK SPACE}")
+    used = 0
+    for phase in view.phases:
         failed = phase.state is PhaseState.FAILED
-        label = f"{glyphs.failed}\N{NO-BREAK SPACE}{phase.name}" if failed else phase.name
-        text.append(f"{label}\N{NO-BREAK SPACE}{took}", style="bold red" if failed else "dim")
+        label = f"{glyphs.failed} {phase.name}" if failed else phase.name
+        piece = f"{label} {format_us(phase.elapsed_us(phase.started_unix_us))}"
+        if used and used + len(glyphs.dot) + len(piece) > LINE_COLUMNS:
+            text.append("\n")
+            used = 0
+        elif used:
+            text.append(glyphs.dot, style="dim")
+            used += len(glyphs.dot)
+        text.append(piece, style="bold red" if failed else "dim")
+        used += len(piece)
     return text
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -38,28 +40,28 @@ class Feature:
 FEATURES = (
     Feature(
         "mem_track",
-        "changed memory can be found while the workload runs (pre-copy)",
-        "Memory is moved while the workload stands still. Needs a kernel with CONFIG_MEM_SOFT_DIRTY (x86-64, s390x).",
+        "finds changed memory while the workload runs (pre-copy)",
+        "memory moves while the workload stands still; needs a kernel with CONFIG_MEM_SOFT_DIRTY",
     ),
     Feature(
         "lazy_pages",
-        "a restored workload may run before all its memory is there (userfaultfd)",
-        "Memory is loaded before it runs. Needs CONFIG_USERFAULTFD and the right to use it: be root.",
+        "lets a copy run before all its memory is there",
+        "all memory is loaded first; needs CONFIG_USERFAULTFD, and root",
     ),
     Feature(
         "pidfd_store",
-        "CRIU can tell a process from a later one with the same PID",
-        "CRIU compares start times instead, which is enough. Comes with kernel 5.6.",
+        "tells a process from a later one with the same PID",
+        "CRIU compares start times instead, which is enough; comes with kernel 5.6",
     ),
     Feature(
         "network_lock_nftables",
-        "connections are held still with nftables during the freeze",
-        "CRIU uses iptables, which must then be installed. Install nftables and a CRIU built with it.",
+        "holds connections still with nftables",
+        "CRIU uses iptables, which must be installed; install nftables and a CRIU built with it",
     ),
     Feature(
         "huge_tmpfs",
-        "memory is received into 2 MiB pages: about twice as fast as into 4 KiB ones",
-        "It works, only slower. Needs a kernel with CONFIG_TRANSPARENT_HUGEPAGE (huge= option of tmpfs).",
+        "receives memory into 2 MiB pages",
+        "memory is received more slowly; needs CONFIG_TRANSPARENT_HUGEPAGE, and `deny` not in shmem_enabled",
     ),
 )
 
@@ -131,13 +133,14 @@ async def _examine(path: Path, to: str | None) -> Findings:
 
 async def _reach(host: str, port: int) -> PhaulError | None:
     """Connect to the other agent's port and hang up: whether it would trust us, only a dry run can tell."""
-    import asyncio
-
     try:
         async with asyncio.timeout(REACH_SECONDS):
             _reader, writer = await asyncio.open_connection(host, port)
     except (OSError, TimeoutError) as error:
-        reason = f"no answer within {REACH_SECONDS:.0f} s" if isinstance(error, TimeoutError) else str(error)
+        if isinstance(error, TimeoutError):
+            reason = f"no answer within {REACH_SECONDS:.0f} s"
+        else:  # asyncio's own texts repeat the address; a name that cannot be resolved has a negative errno
+            reason = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
         return UnreachableError(
             f"nothing answers at {host} port {port}: {reason}",
             hint="Start `phaul agent --listen` there on an address that this host reaches, and let the port through.",
@@ -186,19 +189,16 @@ def _features(host: HostFacts, glyphs: Glyphs) -> RenderableType:
     grid = Table.grid(padding=(0, 1))
     grid.add_column(no_wrap=True)
     grid.add_column(no_wrap=True)
-    grid.add_column(no_wrap=True)
     grid.add_column()
     known = {feature.name for feature in FEATURES}
     for feature in FEATURES:
         if feature.name in host.features:
-            grid.add_row(Text(glyphs.done, style="green"), feature.name, "ok", Text(feature.gives, style="dim"))
+            grid.add_row(Text(glyphs.done, style="green"), feature.name, Text(feature.gives, style="dim"))
         else:
-            text = Text.assemble(
-                Text(feature.gives, style="dim"), Text(f"\n{glyphs.hint} {feature.without}", style="cyan")
-            )
-            grid.add_row(Text(glyphs.warning, style="yellow"), feature.name, Text("missing", style="yellow"), text)
+            text = Text.assemble(Text("missing: ", style="yellow"), feature.without)
+            grid.add_row(Text(glyphs.warning, style="yellow"), feature.name, text)
     for name in sorted(set(host.features) - known):
-        grid.add_row(Text(glyphs.done, style="green"), clean(name), "ok", "")
+        grid.add_row(Text(glyphs.done, style="green"), clean(name), "")
     return Padding(grid, (0, 0, 0, INDENT))
 
 

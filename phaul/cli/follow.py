@@ -26,7 +26,7 @@ RECONNECT_SECONDS = 15.0  # a restarted agent is back within a few seconds
 RECONNECT_PAUSE_SECONDS = 0.5
 SIGNAL_STATUS = 128  # a shell's exit status of what a signal ended is this plus the signal's number
 DEFECT_STATUS = 70
-QUESTION = "[c]ancel and roll back, [l]eave it running in the agent, or go on [w]atching? (w) "
+QUESTION = "[c]ancel and roll back, [l]eave it running, or go on [w]atching? (w) "
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ class _Follower:
     def _ask(self) -> None:
         self._screen.pause()
         console = make_console()
-        console.print("The migration goes on meanwhile. Ctrl-C again leaves it running.", style="dim")
+        console.print("The migration goes on in the agent meanwhile. Ctrl-C again leaves it running.", style="dim")
         console.print(QUESTION, end="", style="bold")
         self._asking = True
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._read_line)

@@ -20,6 +20,7 @@ from phaul.cli.lookup import find_migration
 from phaul.cli.machine import message_object, print_object
 from phaul.cli.run import run_command
 from phaul.cli.view import MigrationView, outcome_name, phase_name, role_name
+from phaul.config import DEFAULT_PEER_PORT
 from phaul.rpc.v1.agent_pb2 import MigrationSummary, Outcome
 from phaul.units import format_us
 
@@ -72,12 +73,13 @@ async def _status(path: Path, typed: str | None, json_output: bool) -> int:
 
 def migration_table(migrations: tuple[MigrationSummary, ...], now_unix_seconds: int, glyphs: Glyphs) -> Table:
     """Draw the list: a line a migration, cut at the command where the terminal is narrow."""
-    table = Table(box=None, padding=(0, 1), pad_edge=False, header_style="dim")
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("ID", no_wrap=True)
     table.add_column("WHEN", no_wrap=True)
-    table.add_column("PEER", no_wrap=True, overflow="ellipsis", max_width=24)
+    # Only columns that may wrap give way on a narrow terminal; their cells are cut instead of wrapped.
+    table.add_column("PEER", max_width=24)
     table.add_column("PID", no_wrap=True, justify="right")
-    table.add_column("COMMAND", no_wrap=True, overflow="ellipsis", min_width=8, max_width=24)
+    table.add_column("COMMAND", max_width=24)
     table.add_column("STATE", no_wrap=True)
     table.add_column("DOWN", no_wrap=True, justify="right")
     table.add_column("TOTAL", no_wrap=True, justify="right")
@@ -85,9 +87,9 @@ def migration_table(migrations: tuple[MigrationSummary, ...], now_unix_seconds: 
         table.add_row(
             clean(summary.migration_id),
             when(summary.started_unix_us // 1_000_000, now_unix_seconds),
-            direction(summary, glyphs),
+            _cut(direction(summary, glyphs)),
             str(summary.root_pid),
-            clean(summary.command),
+            _cut(clean(summary.command)),
             state(summary),
             format_us(summary.report.downtime_us) if summary.HasField("report") else "",
             format_us(total_us(summary)) if summary.ended_unix_us else "",
@@ -132,7 +134,7 @@ def view_of(summary: MigrationSummary) -> MigrationView:
 def direction(summary: MigrationSummary, glyphs: Glyphs) -> str:
     """Say where it goes: "→ b" from here, "← a" to here."""
     arrow = glyphs.back_arrow if role_name(summary.role) == "destination" else glyphs.arrow
-    return f"{arrow} {clean(summary.peer)}"
+    return f"{arrow} {clean(summary.peer.removesuffix(f':{DEFAULT_PEER_PORT}'))}"
 
 
 def state(summary: MigrationSummary) -> Text:
@@ -141,6 +143,10 @@ def state(summary: MigrationSummary) -> Text:
     if outcome == "running":
         return Text(phase_name(summary.phase) or "running", style=OUTCOME_STYLES[outcome])
     return Text(outcome.replace("_", " ") or "unknown", style=OUTCOME_STYLES.get(outcome, ""))
+
+
+def _cut(text: str) -> Text:
+    return Text(text, no_wrap=True, overflow="ellipsis")
 
 
 def when(started_unix_seconds: int, now_unix_seconds: int) -> str:

@@ -127,7 +127,13 @@ def advance(view: MigrationView, event: MigrationEvent) -> MigrationView:
             )
         case "phase_started":
             begun = PhaseView(phase_name(event.phase_started.phase), event.unix_us)
-            return replace(view, phases=(*_end_phase(view, event.unix_us, PhaseState.DONE), begun))
+            # The total was an estimate: once the phase after FREEZE begins, what was sent is all there was.
+            sent_all = event.phase_started.phase > Phase.PHASE_FREEZE and view.done_bytes
+            return replace(
+                view,
+                phases=(*_end_phase(view, event.unix_us, PhaseState.DONE), begun),
+                total_bytes=view.done_bytes if sent_all else view.total_bytes,
+            )
         case "progress":
             progress = event.progress
             done_bytes = max(view.done_bytes, progress.done_bytes)
