@@ -67,7 +67,7 @@ class CriuEngine:
                 file_locks=True,
                 link_remap=True,
                 ps=rpc_pb2.PageServer(fd=request.page_channel_fd),
-                network_lock=_network_lock(features),
+                network_lock=rpc_pb2.SKIP if request.fenced else _network_lock(features),
             )
             gate = CriuDump(
                 features.path,
@@ -93,8 +93,7 @@ class CriuEngine:
                 tcp_established=request.keep_connections,
                 shell_job=request.shell_job,
                 file_locks=True,
-                link_remap=True,
-                network_lock=_network_lock(features),
+                link_remap=True,  # how the network was locked, CRIU reads from the images
             )
             gate = CriuRestore(
                 features.path,

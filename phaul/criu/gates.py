@@ -82,7 +82,10 @@ class _Held:
             await self._session.answer(success=True)
 
     async def _finish(self, *, success: bool) -> rpc_pb2.Response | None:
-        """Answer the gate, see the conversation to its end and CRIU off. None when CRIU ended without an answer."""
+        """Answer the gate and see the conversation to its end. None when CRIU ended without an answer.
+
+        CRIU itself may take a while longer to end; leaving the context waits for that.
+        """
         session = self._open
         try:
             await session.answer(success=success)
@@ -93,8 +96,6 @@ class _Held:
                 await session.answer(success=True)
         except CriuGoneError:
             return None
-        finally:
-            await self._close()
 
     async def _close(self) -> None:
         if self._session is not None:

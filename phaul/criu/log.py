@@ -16,7 +16,9 @@ SHOWN_ERRORS = 5
 ERROR_LINE = re.compile(r"^(\([\d.]+\))?\s*(\d+:\s*)*Error\s*(\([^)]*\))?:?\s*(?P<text>.*)$")
 
 # Errors that CRIU prints at every rollback, or of which it says itself that they do not matter.
-NOISE = re.compile(r"(Dumping FAILED|Restoring FAILED|Can't get rlimit|Can't setup RLIMIT_NOFILE|^Unable to open .*stats-)")
+NOISE = re.compile(
+    r"Dumping FAILED|Restoring FAILED|Can't get rlimit|Can't setup RLIMIT_NOFILE|Unable to open .*stats-"
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Address, ip_address
 
 from phaul.errors import (
     CancelledByUserError,
@@ -213,6 +214,7 @@ class Coordinator:
             keep_connections=_has_connections(facts),
             shell_job=facts.needs_shell_job,
             drop_unaccepted=self._request.drop_unaccepted,
+            fenced=_fenced(facts, addresses),
         )
         progress = asyncio.create_task(self._tell_progress(channel, facts.memory_bytes))
         dump = self._host.engine.dump(request)
@@ -281,8 +283,17 @@ class Coordinator:
             self._warn(f"left behind on the source: {leftover}")
 
     async def _roll_back(self, error: PhaulError) -> PhaulError:
-        """Undo everything and give the error to raise: the one that was met, of a kind that says where things stand."""
-        leftovers = await self._undo.unwind()
+        """Undo everything and give the error to raise: the one that was met, of a kind that says where things stand.
+
+        Goes through to its end however often the task is cancelled meanwhile.
+        """
+        unwinding = asyncio.ensure_future(self._undo.unwind())
+        while not unwinding.done():
+            try:
+                await asyncio.shield(unwinding)
+            except asyncio.CancelledError:
+                continue
+        leftovers = unwinding.result()
         if leftovers:
             result: PhaulError = LeftoversError(
                 f"{error.message}; the workload runs on the source, but something was left behind",
@@ -340,6 +351,23 @@ class Coordinator:
 def _has_connections(facts: WorkloadFacts) -> bool:
     """Whether CRIU must keep TCP connections: it refuses a dump with any unless told so."""
     return any(connection.protocol == "tcp" for connection in facts.connections)
+
+
+def _fenced(facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> bool:
+    """Whether the fence around `addresses` keeps every packet from the workload's connections.
+
+    Connections over loopback stay inside the tree (preflight refuses others): both of their ends are frozen.
+    """
+    fenced = {ip_address(each.address) for each in addresses}
+    for connection in facts.connections:
+        if connection.protocol != "tcp" or connection.state == "listen":
+            continue
+        local = ip_address(connection.local_address)
+        if isinstance(local, IPv6Address) and local.ipv4_mapped:
+            local = local.ipv4_mapped
+        if local not in fenced and not local.is_loopback:
+            return False
+    return True
 
 
 def _as_undo(act: Callable[[], None]) -> Callable[[], Awaitable[None]]:

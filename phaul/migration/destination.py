@@ -60,15 +60,19 @@ class Arrival:
         return self.resumed or self.aborted
 
     async def prepare(self) -> Path:
-        """PREPARE: make the image directory; give its path."""
+        """PREPARE: make the image directory and put the addresses behind a fence; give the directory.
+
+        The addresses come this early because nothing is frozen yet: what fails here costs nobody a pause.
+        """
         self._undo.add("images on the destination", lambda: self._host.rooms.release(self._id))
         self.images = await self._host.rooms.make(
             self._id, room_bytes(self.reservation.memory_bytes) + SMALL_IMAGES_BYTES
         )
+        await self._take_addresses()
         return self.images
 
     async def restore(self, received: Awaitable[int]) -> RestoredCopy:
-        """RESTORE: wait for the memory, put the addresses behind a fence, restore, hold at the gate.
+        """RESTORE: wait for the memory, restore, hold at the gate.
 
         `received` gives the bytes of page content once all have arrived. Raises with nothing held; the images stay.
         """
@@ -78,13 +82,9 @@ class Arrival:
             return self._copy
         page_bytes = await received
         self.phase = Phase.RESTORE
-        clock = self._host.clock
-        started_us = clock.monotonic_us()
-        await self._take_addresses()
-        addresses_us = clock.monotonic_us() - started_us
         held = await self._hold()
         self._undo.add("the restored copy", self._discard)
-        self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us, addresses_us)
+        self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us)
         return self._copy
 
     async def resume(self) -> tuple[str, ...]:

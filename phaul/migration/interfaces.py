@@ -84,6 +84,7 @@ class DumpRequest:
     keep_connections: bool
     shell_job: bool
     drop_unaccepted: bool
+    fenced: bool  # no packet reaches any of the workload's connections, so the engine need not lock them itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +251,6 @@ class RestoredCopy:
     pid: int
     page_bytes: int
     restore_us: int
-    addresses_us: int
 
 
 class PeerAgent(Protocol):

@@ -7,13 +7,14 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import pytest
 
 from phaul.agent.client import AgentClient
 from phaul.agent.server import AgentServer
 from phaul.config import AgentConfig
-from phaul.lab.fakes import PAGE_BYTES, FakeMachine, FakeTree, fake_host
+from phaul.lab.fakes import PAGE_BYTES, FakeEngine, FakeMachine, FakeTree, fake_host
 from phaul.migration.facts import AddressFacts
 from phaul.rpc.v1 import agent_pb2, facts_pb2
 
@@ -29,6 +30,7 @@ class Side:
     server: AgentServer
     client: AgentClient
     rooms: Path
+    engine: FakeEngine
 
     @property
     def target(self) -> str:
@@ -78,9 +80,10 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
                 state_dir=base / "state",
             )
             rooms = base / "rooms"
-            server = await stack.enter_async_context(AgentServer(config, fake_host(machine, rooms)))
+            host = fake_host(machine, rooms)
+            server = await stack.enter_async_context(AgentServer(config, host))
             client = await stack.enter_async_context(AgentClient(config.socket))
-            sides.append(Side(machine, server, client, rooms))
+            sides.append(Side(machine, server, client, rooms, cast("FakeEngine", host.engine)))
         sides[0].machine.trees[PID] = tree()
         sides[0].machine.local.append(ADDRESS)
         yield Pair(*sides)

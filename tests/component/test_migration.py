@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 
 from phaul.errors import PhaulError, PreflightError, RestoreError
 from phaul.lab.fakes import FakeTree, TreeState
+from phaul.migration.interfaces import HeldRestore, RestoreRequest
 from phaul.rpc.v1 import agent_pb2
 from tests.component.conftest import ADDRESS, PID, Pair, tree
 
@@ -30,6 +33,21 @@ def nothing_left(pair: Pair) -> None:
     for side in (pair.source, pair.destination):
         assert side.machine.fences == {}
         assert not side.rooms.exists() or list(side.rooms.iterdir()) == []
+
+
+def hang_at_restore(pair: Pair, seconds: float = 30) -> asyncio.Event:
+    """Make the destination's restore hang; the event is set once it does."""
+    reached = asyncio.Event()
+
+    @asynccontextmanager
+    async def slow(_: RestoreRequest) -> AsyncIterator[HeldRestore]:
+        reached.set()
+        await asyncio.sleep(seconds)
+        raise RestoreError("the slow restore was not cancelled")
+        yield
+
+    pair.destination.engine.restore = slow  # type: ignore[method-assign, assignment]
+    return reached
 
 
 async def test_moves_memory_and_address(pair: Pair) -> None:
@@ -59,8 +77,8 @@ async def test_the_order_that_makes_it_safe(pair: Pair) -> None:
     pair.destination.machine.fault = lambda act: both.append(f"destination {act}")
     await pair.migrate(ADDRESS)
     order = [
-        "source network.fence", "source engine.dump",
-        "destination network.fence", "destination network.add", "destination engine.restore",
+        "destination network.fence", "destination network.add", "source network.fence", "source engine.dump",
+        "destination engine.restore",
         "source network.remove", "source tree.kill",
         "destination network.unfence", "destination copy.run", "destination network.announce",
     ]  # fmt: skip
@@ -149,19 +167,13 @@ async def test_lost_only_when_the_images_do_not_restore_again_and_they_are_kept(
 
 
 async def test_cancel_rolls_back(pair: Pair) -> None:
-    reached = asyncio.Event()
-
-    async def slow_fence(*_: object) -> None:
-        reached.set()
-        await asyncio.sleep(30)
-
-    network = pair.destination.server._host.network
-    network.fence = slow_fence  # type: ignore[method-assign]
+    reached = hang_at_restore(pair)
     migration_id = await pair.source.client.start(pair.request(ADDRESS))
     await asyncio.wait_for(reached.wait(), 10)
     assert pair.source.machine.state(PID) is TreeState.FROZEN
     reply = await pair.source.client.cancel(migration_id)
     assert reply.accepted
+    await pair.source.client.cancel(migration_id)  # an impatient person
     events = [event async for event in pair.source.client.watch(migration_id)]
     assert outcome(events).error.code == "CancelledByUserError"
     assert pair.source.machine.state(PID) is TreeState.RUNNING
@@ -172,10 +184,7 @@ async def test_cancel_rolls_back(pair: Pair) -> None:
 
 
 async def test_the_same_workload_twice_is_refused(pair: Pair) -> None:
-    async def slow_fence(*_: object) -> None:
-        await asyncio.sleep(30)
-
-    pair.destination.server._host.network.fence = slow_fence  # type: ignore[method-assign]
+    hang_at_restore(pair)
     first = await pair.source.client.start(pair.request(ADDRESS))
     with pytest.raises(PreflightError, match="already being migrated"):
         await pair.source.client.start(pair.request())

@@ -202,24 +202,21 @@ class RestoreReply(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     PAGE_BYTES_FIELD_NUMBER: _builtins.int
     RESTORE_US_FIELD_NUMBER: _builtins.int
-    ADDRESSES_US_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     page_bytes: _builtins.int
     """received over the page channel"""
     restore_us: _builtins.int
     """CRIU alone"""
-    addresses_us: _builtins.int
     def __init__(
         self,
         *,
         pid: _builtins.int = ...,
         page_bytes: _builtins.int = ...,
         restore_us: _builtins.int = ...,
-        addresses_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_us", b"addresses_us", "page_bytes", b"page_bytes", "pid", b"pid", "restore_us", b"restore_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_bytes", b"page_bytes", "pid", b"pid", "restore_us", b"restore_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

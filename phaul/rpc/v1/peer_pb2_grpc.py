@@ -78,7 +78,7 @@ class PeerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Prepare(self, request, context):
-        """PREPARE: image directory, room and page channel, reserved under this migration.
+        """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,7 +92,7 @@ class PeerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Restore(self, request, context):
-        """RESTORE: waits for the page channel's end, adds the addresses behind a fence, restores and holds at the gate.
+        """RESTORE: waits for the page channel's end, restores and holds at the gate.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -37,11 +37,11 @@ class PeerStub:
     Observe: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ObserveRequest, _facts_pb2.DestinationFacts]
     """What this host is, and what it has of what the workload needs. Touches nothing."""
     Prepare: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PrepareRequest, _peer_pb2.PrepareReply]
-    """PREPARE: image directory, room and page channel, reserved under this migration."""
+    """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
     SendImages: _grpc.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
     Restore: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]
-    """RESTORE: waits for the page channel's end, adds the addresses behind a fence, restores and holds at the gate."""
+    """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
     Abort: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]
@@ -53,11 +53,11 @@ class PeerAsyncStub(PeerStub):
     Observe: _aio.UnaryUnaryMultiCallable[_peer_pb2.ObserveRequest, _facts_pb2.DestinationFacts]  # type: ignore[assignment]
     """What this host is, and what it has of what the workload needs. Touches nothing."""
     Prepare: _aio.UnaryUnaryMultiCallable[_peer_pb2.PrepareRequest, _peer_pb2.PrepareReply]  # type: ignore[assignment]
-    """PREPARE: image directory, room and page channel, reserved under this migration."""
+    """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
     SendImages: _aio.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]  # type: ignore[assignment]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
     Restore: _aio.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]  # type: ignore[assignment]
-    """RESTORE: waits for the page channel's end, adds the addresses behind a fence, restores and holds at the gate."""
+    """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _aio.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]  # type: ignore[assignment]
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
     Abort: _aio.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]  # type: ignore[assignment]
@@ -78,7 +78,7 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.PrepareRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.PrepareReply, _abc.Awaitable[_peer_pb2.PrepareReply]]:
-        """PREPARE: image directory, room and page channel, reserved under this migration."""
+        """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
 
     @_abc_1.abstractmethod
     def SendImages(
@@ -94,7 +94,7 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.RestoreRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.RestoreReply, _abc.Awaitable[_peer_pb2.RestoreReply]]:
-        """RESTORE: waits for the page channel's end, adds the addresses behind a fence, restores and holds at the gate."""
+        """RESTORE: waits for the page channel's end, restores and holds at the gate."""
 
     @_abc_1.abstractmethod
     def Resume(
