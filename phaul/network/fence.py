@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from phaul.errors import DefectError, SwitchoverError
+from phaul.network.closing import close_later
 from phaul.network.nft_batch import remove_tables
 from phaul.system.process import CommandError, run
 
@@ -50,9 +51,9 @@ def removal_rules(migration_id: str) -> str:
 def fence_rules(migration_id: str, addresses: Sequence[str]) -> str:
     """Write the nft transaction that puts up the fence, in place of one that this migration may have had.
 
-    Packets that are forwarded are left alone, and so is traffic with an address that has moved away: what comes in is
-    dropped where the address is local *here*, what goes out where it is from the address, or to it while it is local.
-    Packets that come in *from* a fenced address are from the host that has it now, and pass.
+    A fence has no effect where its addresses are not local, so that it may stand long before they come and after they
+    went: packets that are forwarded pass, packets from the host that has an address now do, and so do this host's own
+    questions where that is. What a host that holds the address would say is what is dropped.
     """
     name = table_name(migration_id)
     four, six = _sorted(addresses)
@@ -69,16 +70,14 @@ def fence_rules(migration_id: str, addresses: Sequence[str]) -> str:
         # A solicitation goes to a multicast address, so only its target tells: 16 bytes, 8 after the start of the
         # ICMPv6 header (RFC 4861, section 4.3). nft has a name for that field only since 1.0.8.
         targets = _set(f"0x{address.packed.hex()}" for address in six)
-        discovery = f"icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} @th,64,128 {targets} drop"
-        input_.append(discovery)
-        output.append(discovery)
-    text = removal_rules(migration_id) + _table(
-        "inet", name, {"prerouting": prerouting, "input": input_, "output": output}
-    )
+        input_.append(f"icmpv6 type nd-neighbor-solicit @th,64,128 {targets} drop")
+        output.append(f"icmpv6 type nd-neighbor-advert @th,64,128 {targets} drop")
+    text = removal_rules(migration_id)
+    text += _table("inet", name, {"prerouting": prerouting, "input": input_, "output": output})
     if four:
         anyone = _set(map(str, four))
-        arp = [f"arp saddr ip {anyone} drop", f"arp daddr ip {anyone} drop"]
-        text += _table("arp", name, {"input": arp, "output": arp})
+        arp = {"input": [f"arp daddr ip {anyone} drop"], "output": [f"arp saddr ip {anyone} drop"]}
+        text += _table("arp", name, arp)
     return text
 
 
@@ -101,7 +100,8 @@ async def release(migration_id: str) -> None:
     Raises `NftablesError` with the fence still standing.
     """
     name = table_name(migration_id)
-    await asyncio.to_thread(remove_tables, [(family, name) for family in FAMILIES])
+    # In a thread: whoever else changes the packet filter just then is waited for.
+    close_later(await asyncio.to_thread(remove_tables, [(family, name) for family in FAMILIES]))
 
 
 async def list_fences() -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import structlog
 
 from phaul.migration.facts import AddressFacts
+from phaul.network.closing import close_later
 
 log = structlog.get_logger(__name__)
 
@@ -87,7 +88,8 @@ def announcements(mac: bytes, address: str) -> tuple[bytes, ...]:
 def announce(addresses: Sequence[AddressFacts]) -> tuple[str, ...]:
     """Send the announcements of each address on its device, and give what could not be told, one sentence each.
 
-    A device without Ethernet neighbours (loopback, tunnels) has nobody to tell and is passed over. Never blocks.
+    A device without Ethernet neighbours (loopback, tunnels) has nobody to tell and is passed over. Never blocks; is
+    called in the event loop's thread.
     """
     failures: list[str] = []
     for device in dict.fromkeys(each.device for each in addresses):
@@ -101,7 +103,8 @@ def announce(addresses: Sequence[AddressFacts]) -> tuple[str, ...]:
 
 def _announce_on(device: str, addresses: Sequence[str]) -> None:
     # Protocol 0: the socket receives nothing, so that nothing piles up in it (packet(7)).
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0) as raw:
+    raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+    try:
         raw.bind((device, 0))
         _, _, _, hardware_type, mac = raw.getsockname()
         if hardware_type != ARPHRD_ETHER or len(mac) != MAC_BYTES:
@@ -110,4 +113,6 @@ def _announce_on(device: str, addresses: Sequence[str]) -> None:
         for address in addresses:
             for frame in announcements(mac, address):
                 raw.send(frame)
+    finally:
+        close_later(raw)
     log.debug("announce.sent", device=device, addresses=list(addresses))

@@ -55,29 +55,29 @@ def removal_batch(tables: Sequence[tuple[str, str]]) -> tuple[bytes, int]:
     return batch + _message(NFNL_MSG_BATCH_END, NLM_F_REQUEST, last + 1, 0, NFNL_SUBSYS_NFTABLES, b""), last
 
 
-def remove_tables(tables: Sequence[tuple[str, str]]) -> None:
+def remove_tables(tables: Sequence[tuple[str, str]]) -> socket.socket:
     """Remove tables, all or none; one that is not there is no error. Blocks for a fraction of a millisecond.
 
-    Raises `NftablesError` with everything as it was.
+    Gives the socket that was used, for the caller to close where nobody waits: see `network.closing`. Raises
+    `NftablesError` with everything as it was and the socket closed.
     """
-    if not tables:
-        return
     batch, last = removal_batch(tables)
+    channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER)
     try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as channel:
-            channel.settimeout(ANSWER_TIMEOUT_SECONDS)
-            channel.bind((0, 0))
-            channel.sendto(batch, (0, 0))
-            while last not in _read_answers(channel.recv(ANSWER_BYTES)):
-                pass
+        channel.settimeout(ANSWER_TIMEOUT_SECONDS)
+        channel.bind((0, 0))
+        channel.sendto(batch, (0, 0))
+        while last not in read_answers(channel.recv(ANSWER_BYTES)):
+            pass
     except OSError as error:
+        channel.close()
         names = ", ".join(f"{family} {name}" for family, name in tables)
-        raise NftablesError(
-            f"the packet filter tables {names} could not be removed: {error.strerror or error}"
-        ) from error
+        reason = error.strerror or str(error)
+        raise NftablesError(f"the packet filter tables {names} could not be removed: {reason}") from error
+    return channel
 
 
-def _read_answers(data: bytes) -> set[int]:
+def read_answers(data: bytes) -> set[int]:
     """Give the sequence numbers that were acknowledged. Raises `OSError` for the first that was refused."""
     acknowledged: set[int] = set()
     while len(data) >= HEADER_BYTES + 4:
