@@ -6,7 +6,7 @@ Turns a dump or restore request into CRIU's options and hands out the gates. Sen
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -50,7 +50,9 @@ class CriuEngine:
         return self._logs / migration_id
 
     @asynccontextmanager
-    async def dump(self, request: DumpRequest) -> AsyncIterator[HeldDump]:
+    async def dump(
+        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[HeldDump]:
         """Freeze the tree and dump it; the memory goes into the page channel."""
         features = await self._probe()
         with _Directories(request.images, self.logs(request.migration_id)) as directories:
@@ -75,6 +77,7 @@ class CriuEngine:
                 (directories.images, directories.logs, request.page_channel_fd),
                 self.logs(request.migration_id),
                 request.page_channel_fd,
+                about_to_freeze,
             )
             async with gate:
                 yield gate

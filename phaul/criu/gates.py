@@ -11,7 +11,7 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -30,6 +30,8 @@ log = structlog.get_logger(__name__)
 # (CRIU 4.2, criu/page-xfer.c: disconnect_from_page_server). Setting TCP_NODELAY pushes what is held, corked or not
 # (tcp(7)).
 UNCORK_INTERVAL_SECONDS = 0.002
+
+DRAIN_SECONDS = 10.0  # for a dump that lost its page channel to give up
 
 DUMP_LOG = "dump.log"
 RESTORE_LOG = "restore.log"
@@ -68,7 +70,7 @@ class _Held:
         assert self._session is not None, "the gate is not held"
         return self._session
 
-    async def _reach(self, gate: str, on_stage: Callable[[str, int], None]) -> rpc_pb2.Response | None:
+    async def _reach(self, gate: str, on_stage: Callable[[str, int], Awaitable[None]]) -> rpc_pb2.Response | None:
         """Start CRIU and go up to `gate`. None when held there; CRIU's answer when it ended before."""
         self._session = await CriuSession.start(self._criu, inherited_fds=self._fds)
         await self._session.send(self._request)
@@ -76,7 +78,7 @@ class _Held:
             response = await self._session.receive()
             if response.type != rpc_pb2.NOTIFY:
                 return response
-            on_stage(response.notify.script, response.notify.pid)
+            await on_stage(response.notify.script, response.notify.pid)
             if response.notify.script == gate:
                 return None
             await self._session.answer(success=True)
@@ -113,10 +115,17 @@ class CriuDump(_Held):
     """`HeldDump` on CRIU: entering freezes and dumps the tree; inside, it is frozen until a decision."""
 
     def __init__(
-        self, criu: str, request: rpc_pb2.Request, fds: Sequence[int], logs: Path, page_channel_fd: int
+        self,
+        criu: str,
+        request: rpc_pb2.Request,
+        fds: Sequence[int],
+        logs: Path,
+        page_channel_fd: int,
+        about_to_freeze: Callable[[], Awaitable[None]],
     ) -> None:
         super().__init__(criu, request, fds, logs, DUMP_LOG)
         self._page_channel_fd = page_channel_fd
+        self._about_to_freeze = about_to_freeze
         self._frozen_since_us = 0
 
     @property
@@ -125,8 +134,9 @@ class CriuDump(_Held):
         return self._frozen_since_us
 
     async def __aenter__(self) -> Self:
-        def on_stage(stage: str, _pid: int) -> None:
+        async def on_stage(stage: str, _pid: int) -> None:
             if stage == "pre-dump":
+                await self._about_to_freeze()
                 self._frozen_since_us = _now_us()
 
         uncork = asyncio.create_task(_keep_uncorking(self._page_channel_fd))
@@ -136,7 +146,7 @@ class CriuDump(_Held):
         except CriuGoneError as error:
             gone = error
         except BaseException:
-            # Cancelled in the middle of the dump: without its page channel CRIU fails, cures the tree and lets it run.
+            # In the middle of the dump: without its page channel CRIU fails, cures the tree and lets it run.
             _shut_down(self._page_channel_fd)
             await asyncio.shield(self._drain())
             raise
@@ -154,10 +164,12 @@ class CriuDump(_Held):
         if self._session is None:
             return
         try:
-            while (await self._session.receive()).type == rpc_pb2.NOTIFY:
-                await self._session.answer(success=False)
-        except CriuGoneError:
-            pass  # it ended, which is what is waited for
+            async with asyncio.timeout(DRAIN_SECONDS):
+                # Before the freeze there is nothing to come to an end: CRIU waits for our answer.
+                while self._frozen_since_us and (await self._session.receive()).type == rpc_pb2.NOTIFY:
+                    await self._session.answer(success=False)
+        except (CriuGoneError, TimeoutError):
+            pass  # it ended, which is what was waited for; or it never will, and closing the session kills it
         await self._close()
 
     async def release_killed(self) -> None:
@@ -186,7 +198,7 @@ class CriuRestore(_Held):
         return RestoredTree(root_pid=self._root_pid, restore_us=self._restore_us)
 
     async def __aenter__(self) -> Self:
-        def on_stage(stage: str, pid: int) -> None:
+        async def on_stage(stage: str, pid: int) -> None:
             if stage == "post-restore" and pid:
                 self._root_pid = pid
 

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -268,8 +268,11 @@ class FakeEngine:
         return HostFacts(criu_version="4.2.1", criu_path="fake", features=("lazy_pages", "mem_track"))
 
     @asynccontextmanager
-    async def dump(self, request: DumpRequest) -> AsyncIterator[HeldDump]:
+    async def dump(
+        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[HeldDump]:
         """Freeze, send the memory, write one small image, hold."""
+        await about_to_freeze()
         tree = self._machine.trees[request.root_pid]
         tree.state = TreeState.FROZEN
         held = FakeHeldDump(self._machine, tree)

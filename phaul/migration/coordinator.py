@@ -203,9 +203,12 @@ class Coordinator:
     ) -> HeldDump:
         """The final dump, its memory going through the page channel; afterwards every task is frozen and held."""
         self._undo.add("rules that CRIU made", lambda: self._host.network.remove_engine_locks(facts.root_pid))
-        if addresses:
-            self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
-            await self._host.network.fence(self._id, addresses)
+        self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
+
+        async def about_to_freeze() -> None:
+            if addresses:
+                await self._host.network.fence(self._id, addresses)
+
         request = DumpRequest(
             migration_id=self._id,
             root_pid=facts.root_pid,
@@ -217,7 +220,7 @@ class Coordinator:
             fenced=_fenced(facts, addresses),
         )
         progress = asyncio.create_task(self._tell_progress(channel, facts.memory_bytes))
-        dump = self._host.engine.dump(request)
+        dump = self._host.engine.dump(request, about_to_freeze)
         try:
             held = await dump.__aenter__()
         finally:

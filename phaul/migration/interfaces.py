@@ -6,7 +6,7 @@ what state that leaves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -154,8 +154,13 @@ class Engine(Protocol):
         """Fill in what the engine knows of this host: versions, features, and problems that keep it from working."""
         ...
 
-    def dump(self, request: DumpRequest) -> AbstractAsyncContextManager[HeldDump]:
-        """Freeze and dump. Entering raises `DumpError` with the tree running as before."""
+    def dump(
+        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+    ) -> AbstractAsyncContextManager[HeldDump]:
+        """Freeze and dump. Entering raises `DumpError` with the tree running as before.
+
+        `about_to_freeze` is awaited at the last moment before the tasks are stopped; if it raises, they are not.
+        """
         ...
 
     def restore(self, request: RestoreRequest) -> AbstractAsyncContextManager[HeldRestore]:
