@@ -23,6 +23,7 @@ from phaul.migration.facts import AddressFacts
 
 log = structlog.get_logger(__name__)
 
+SYSCTL = Path("/proc/sys/net/ipv4/conf")
 RT_SCOPE_UNIVERSE = 0
 FOREVER_SECONDS = 0xFFFFFFFF
 
@@ -173,7 +174,7 @@ class _Promotion:
     """
 
     def __init__(self, device: str) -> None:
-        self._path = Path("/proc/sys/net/ipv4/conf") / device / "promote_secondaries"
+        self._path = SYSCTL / device / "promote_secondaries"
         self._before = ""
 
     def __enter__(self) -> None:
