@@ -5,7 +5,6 @@ Only shows and asks: everything is done by `phaul.lab.cluster`.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,19 +54,24 @@ def status(
     json_output: Annotated[bool, typer.Option("--json", help="One JSON object a lab.")] = False,
 ) -> None:
     """Show the labs that are up."""
-    with _errors_shown(json_output=json_output):
-        labs = [Lab.open(found) for found in ([name] if name else cluster.names())]
-        if json_output:
-            for lab in labs:
-                hosts = [_host_object(host) for host in lab.members]
-                print_object({"event": "lab", "name": lab.name, "image": lab.description.image, "hosts": hosts})
-            return
-        console = make_console()
-        if not labs:
-            console.print("No lab is up.")
-        for lab in labs:
-            console.print(f"Lab {lab.name}")
-            console.print(_host_table(lab))
+    console = make_console()
+    names = [name] if name else cluster.names()
+    if not names and not json_output:
+        console.print("No lab is up.")
+    worst = 0
+    for found in names:
+        try:
+            with _errors_shown(json_output=json_output):
+                lab = Lab.open(found)
+                if json_output:
+                    hosts = [_host_object(host) for host in lab.members]
+                    print_object({"event": "lab", "name": lab.name, "image": lab.description.image, "hosts": hosts})
+                else:
+                    console.print(f"Lab {lab.name}")
+                    console.print(_host_table(lab))
+        except typer.Exit as left:
+            worst = max(worst, left.exit_code)  # one that is half there must not hide the others
+    raise typer.Exit(worst)
 
 
 @app.command(
@@ -104,12 +108,15 @@ def build() -> None:
     """Make the image of the hosts, unless it is there."""
     with _errors_shown():
         machine.check()
-        directory = image.ensure(_say)
-        make_console().print(f"The image is {directory}.")
+        found = image.find()
+        if found:
+            _say(f"The image is {found}")
+        else:
+            image.ensure(_say)
 
 
 def _say(line: str) -> None:
-    make_console().print(f"{line} …" if sys.stdout.isatty() else line)
+    make_console().print(line)
 
 
 @contextmanager

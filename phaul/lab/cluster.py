@@ -86,9 +86,13 @@ class Lab:
         try:
             return cls(LabDescription.read(STATE_ROOT / name))
         except FileNotFoundError as error:
+            if name in names():
+                hint = _option("`phaul lab down` removes it.", name)
+                raise LabError(f"The lab {name!r} is only half there.", hint=hint) from error
             raise LabError(f"There is no lab {name!r}.", hint=_option("`phaul lab up` starts one.", name)) from error
         except (OSError, ValueError) as error:
-            raise LabError(f"The lab {name!r} is only half there.", hint="`phaul lab down` removes it.") from error
+            hint = _option("`phaul lab down` removes it.", name)
+            raise LabError(f"The lab {name!r} is only half there.", hint=hint) from error
 
     def __enter__(self) -> Lab:
         return self

@@ -325,6 +325,12 @@ def test_mistakes_are_told(bare_lab: Lab) -> None:
             Lab.up(unique_name("never"), hosts)
 
 
+def test_only_root_can_have_a_lab(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UsageError, match="root"):
+        Lab.up(unique_name("never"))
+
+
 def outer_pid(host: Host, pid: int) -> int:
     """The machine's number of a host's process."""
     (found,) = (
