@@ -1,0 +1,51 @@
+"""The workload of the benchmark: much random memory, a tick by UDP every millisecond, and one TCP connection.
+
+Run on a lab host as `workload.py MIB OWN_ADDRESS LISTENER UDP_PORT TCP_PORT`; it ends with its TCP connection. Every
+tick carries the next number. A line on the TCP connection is answered with a checksum of the memory.
+"""
+
+import os
+import socket
+import struct
+import sys
+import time
+import zlib
+
+MIB = 1 << 20
+TICK_SECONDS = 0.001
+TCP_EVERY_TICKS = 8  # a number goes over the connection as well
+NUMBER = struct.Struct("!Q")
+
+
+def main() -> None:
+    """Fill the memory, then tick until the connection ends."""
+    mib, own, listener, udp_port, tcp_port = sys.argv[1:]
+    memory = bytearray(int(mib) * MIB)
+    for start in range(0, len(memory), MIB):
+        memory[start : start + MIB] = os.urandom(MIB)
+    ticks = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    ticks.bind((own, 0))
+    ticks.connect((listener, int(udp_port)))
+    connection = socket.create_connection((listener, int(tcp_port)), source_address=(own, 0))
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    number = 0
+    while True:
+        number += 1
+        try:
+            ticks.send(NUMBER.pack(number))
+        except OSError:
+            pass  # a fence or a missing route: the listener sees the gap
+        if number % TCP_EVERY_TICKS == 0:
+            connection.sendall(b"%d\n" % number)
+            try:
+                asked = connection.recv(64, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                pass
+            else:
+                if not asked:
+                    return
+                connection.sendall(b"crc %d\n" % zlib.crc32(memory))
+        time.sleep(TICK_SECONDS)
+
+
+main()
