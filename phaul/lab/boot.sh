@@ -14,6 +14,9 @@ cd "$disk/root"
 mount --bind "$LAB_SOURCE" opt/phaul/src/phaul
 mount -o remount,bind,ro opt/phaul/src/phaul
 mount --bind "$LAB_IMAGE/pycache" var/cache/phaul/pycache
+# Stands for the storage that real hosts share: what a workload writes to has to be the same file on both.
+mkdir srv/shared
+mount --bind "$LAB_SHARED" srv/shared
 
 mount -t proc -o nosuid,nodev,noexec proc proc
 mount -t sysfs -o nosuid,nodev,noexec sysfs sys

@@ -16,7 +16,7 @@ from types import TracebackType
 
 from phaul.errors import LabError, UsageError
 from phaul.lab import cgroups, commands, image, machine, network
-from phaul.lab.host import HOST_PATH, Host, recorded
+from phaul.lab.host import HOST_PATH, SHARED_NAME, Host, recorded
 from phaul.lab.records import STATE_ROOT, LabDescription, ProcessRecord
 
 DEFAULT_NAME = "lab"
@@ -114,6 +114,11 @@ class Lab:
         """The hosts and the client."""
         return (*self.hosts.values(), self.client)
 
+    @property
+    def shared(self) -> Path:
+        """The directory that every host has as /srv/shared, as the machine can open it."""
+        return self.directory / SHARED_NAME
+
     def start_agents(self) -> None:
         """Start the agents of all hosts at once and wait until they serve."""
         for host in self.hosts.values():
@@ -131,6 +136,7 @@ class Lab:
     def _start(self, chosen_image: Path) -> None:
         deadline = time.monotonic() + START_DEADLINE_SECONDS
         hosts_file = network.hosts_file(self.description.hosts)
+        self.shared.mkdir(mode=0o755)
         started = []
         for host in self.members:
             process = host.launch(chosen_image, hosts_file, cgroups.create(self.name, host.name))
@@ -216,7 +222,7 @@ def _check_names(name: str, hosts: Sequence[str]) -> None:
     if len(hosts) > last_host:
         raise UsageError(f"A lab has at most {last_host} hosts.")
     for host in hosts:
-        if not _HOST_NAME.fullmatch(host) or host in (CLIENT, SWITCH) or list(hosts).count(host) > 1:
+        if not _HOST_NAME.fullmatch(host) or host in (CLIENT, SWITCH, SHARED_NAME) or list(hosts).count(host) > 1:
             raise UsageError(
                 f"{host!r} is no name for a host of a lab.", hint="Lower-case letters and digits, each once."
             )

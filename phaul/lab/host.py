@@ -25,6 +25,8 @@ AGENT_SOCKET = "/run/phaul/agent.sock"
 AGENT_LOG = "/var/log/phaul-agent.log"
 AGENT_COMMAND = ("phaul", "agent", "--listen", "[::]:7428", "--insecure")
 AGENT_DEADLINE_SECONDS = 20.0  # half a second is usual; compiling phaul's modules for a new image takes a few
+SHARED_NAME = "shared"
+SHARED_DIRECTORY = f"/srv/{SHARED_NAME}"  # on every host the same files, as boot.sh mounts it
 HOST_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 TERMINAL_VARIABLES = ("TERM", "COLORTERM", "NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES")
 POLL_SECONDS = 0.005
@@ -109,6 +111,7 @@ class Host:
             "LAB_DIRECTORY": str(directory),
             "LAB_IMAGE": str(image),
             "LAB_SOURCE": str(recipe.source_directory()),
+            "LAB_SHARED": str(self._directory / SHARED_NAME),
             "LAB_HOSTNAME": self.name,
             "LAB_HOSTS": hosts_file,
             "LAB_MACHINE_ID": hashlib.md5(self.mac.encode(), usedforsecurity=False).hexdigest(),

@@ -15,7 +15,7 @@ import pytest
 from phaul.errors import LabError, UsageError
 from phaul.lab import cgroups, cluster, records
 from phaul.lab.cluster import Lab
-from phaul.lab.host import Host
+from phaul.lab.host import SHARED_DIRECTORY, Host
 from phaul.lab.records import ProcessRecord
 from phaul.system import procfs
 
@@ -84,6 +84,8 @@ def test_hosts_are_hosts_of_their_own(bare_lab: Lab) -> None:
     first.path("/root/mark").write_text("only on the first host")
     assert not second.path("/root/mark").exists()
     assert first.exec(["cat", "/root/mark"]).stdout == "only on the first host"
+    first.path("/srv/shared/both").write_text("on all hosts")
+    assert second.exec(["cat", "/srv/shared/both"]).stdout == (bare_lab.shared / "both").read_text()
     identities = {host.exec(["cat", "/etc/machine-id"]).stdout for host in bare_lab.members}
     assert len(identities) == 3
     assert first.exec(["cat", "/proc/sys/net/ipv4/tcp_congestion_control"]).stdout.strip() in ("cubic", "reno")
@@ -153,19 +155,14 @@ def test_spawn_tells_of_a_command_that_is_not_there(bare_lab: Lab) -> None:
 
 def test_criu_moves_a_process_to_the_other_host(bare_lab: Lab) -> None:
     source, destination = bare_lab.host("a"), bare_lab.host("b")
-    pid = source.spawn(["python3", "-c", COUNTER], log="/var/log/counter.log")
-    wait_for_text(source.path("/var/log/counter.log"), "10\n")
-    dump(source, pid, "/run/counter")
+    log = bare_lab.shared / "counter.log"
+    pid = source.spawn(["python3", "-c", COUNTER], log=f"{SHARED_DIRECTORY}/counter.log")
+    wait_for_text(log, "10\n")
+    dump(source, pid, f"{SHARED_DIRECTORY}/counter")
     source.wait_ended(pid, 5)
-    last = source.path("/var/log/counter.log").read_text()
-    destination.path("/var/log/counter.log").write_text(last)
-    copied = destination.path("/run/counter")
-    copied.mkdir(mode=0o700)
-    for image in source.path("/run/counter").iterdir():
-        (copied / image.name).write_bytes(image.read_bytes())
-    restore(destination, "/run/counter")
-    following = int(last.split()[-1]) + 1
-    wait_for_text(destination.path("/var/log/counter.log"), f"{last}{following}\n")
+    last = log.read_text()
+    restore(destination, f"{SHARED_DIRECTORY}/counter")
+    wait_for_text(log, f"{last}{int(last.split()[-1]) + 1}\n")
     stat = destination.stat(pid)
     assert stat is not None
     assert stat.parent_pid == 1
