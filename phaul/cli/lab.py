@@ -24,7 +24,10 @@ from phaul.lab.host import Host
 app = typer.Typer(
     no_args_is_help=True,
     help="Two hosts and a client on this machine, to try phaul on.",
-    epilog="The hosts are named a, b and client. They live in namespaces: nothing of this machine's network changes. /srv/shared is the same directory on all of them.",
+    epilog=(
+        "The hosts are named a, b and client. They live in namespaces: nothing of this machine's network changes. "
+        "/srv/shared is the same directory on all of them."
+    ),
 )
 
 Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lab, where there are several.")]
