@@ -78,6 +78,7 @@ class Listener:
     def _accept(self) -> None:
         self._connection, _ = self._listening.accept()
         self._rest = b""
+        self.failure = ""
         self.connections += 1
         self._selector.register(self._connection, selectors.EVENT_READ, self._take_lines)
 
