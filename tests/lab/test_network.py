@@ -98,6 +98,39 @@ def test_a_fenced_address_says_nothing(hosts: dict[str, Host], address: list[obj
     assert set(answers(client.ask("taped"), ip)) == ({"ip6"} if ":" in ip else {"arp", "ip"})
 
 
+def test_a_kernel_that_likes_to_notify_is_silent_behind_a_fence(hosts: dict[str, Host], address: list[object]) -> None:
+    a, client = hosts["a"], hosts["client"]
+    ip = str(address[0])
+    a.run("sysctl -qw net.ipv4.conf.eth0.arp_notify=1 net.ipv6.conf.eth0.ndisc_notify=1")
+
+    def said_on_a_new_mac() -> set[str]:
+        client.ask("tap", "eth0")
+        a.run("ip link set eth0 address 02:00:00:00:00:77; ip link set eth0 address 02:00:00:00:00:78")
+        time.sleep(0.3)
+        return set(answers(client.ask("taped"), ip))
+
+    a.network("fence", "m1", [address])
+    a.network("add", [address])
+    assert said_on_a_new_mac() == set()
+    a.network("unfence", "m1")
+    assert said_on_a_new_mac() == ({"ip6"} if ":" in ip else {"arp"})
+
+
+def test_a_proxy_does_not_answer_for_a_fenced_address(hosts: dict[str, Host]) -> None:
+    a, client = hosts["a"], hosts["client"]
+    ip = str(SIX[0])
+    a.run("sysctl -qw net.ipv6.conf.all.forwarding=1 net.ipv6.conf.eth0.proxy_ndp=1 net.ipv6.neigh.eth0.proxy_delay=0")
+    a.run(f"ip link add other type veth peer name rehto; ip link set other up; ip -6 route add {ip} dev other")
+    a.run(f"ip -6 neigh add proxy {ip} dev eth0")
+    a.network("fence", "m1", [SIX])
+    client.ask("probe", ip, PORT)
+    assert client.neighbour(ip)[0] == ""
+    a.network("unfence", "m1")
+    client.run(f"ip neigh flush to {ip} dev eth0")
+    client.ask("probe", ip, PORT)
+    assert client.neighbour(ip)[0] == a.mac
+
+
 def test_of_two_holders_only_the_one_without_a_fence_answers(hosts: dict[str, Host], address: list[object]) -> None:
     a, b, client = hosts["a"], hosts["b"], hosts["client"]
     ip = str(address[0])
