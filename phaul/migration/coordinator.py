@@ -26,7 +26,17 @@ from phaul.errors import (
     UnreachableError,
 )
 from phaul.migration import preflight
-from phaul.migration.events import EventSink, MigrationReport, Phase, PhaseStarted, Progress, Role, Started, Warning
+from phaul.migration.events import (
+    EventSink,
+    MigrationReport,
+    Outcome,
+    Phase,
+    PhaseStarted,
+    Progress,
+    Role,
+    Started,
+    Warning,
+)
 from phaul.migration.facts import AddressFacts, CheckReport, HostFacts, MigrationRequest, Severity, WorkloadFacts
 from phaul.migration.interfaces import (
     Clock,
@@ -40,8 +50,10 @@ from phaul.migration.interfaces import (
     Reservation,
     RestoredCopy,
     TreeHandle,
+    TreeIdentity,
     Workload,
 )
+from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.timeline import Timeline
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
@@ -62,6 +74,7 @@ class Host:
     rooms: ImageRooms
     clock: Clock
     describe: Callable[[], Awaitable[HostFacts]]
+    peer_port: Callable[[], int] = lambda: 0  # where this host's agent listens for others; 0 before it does
 
 
 async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> CheckReport:
@@ -86,8 +99,15 @@ class Coordinator:
     """
 
     def __init__(
-        self, migration_id: str, request: MigrationRequest, host: Host, peer: PeerAgent, events: EventSink
+        self,
+        migration_id: str,
+        request: MigrationRequest,
+        host: Host,
+        peer: PeerAgent,
+        events: EventSink,
+        journal: Journal,
     ) -> None:
+        self._journal = journal
         self._id = migration_id
         self._request = request
         self._host = host
@@ -122,6 +142,7 @@ class Coordinator:
     async def _migrate(self) -> MigrationReport:
         self._enter(Phase.PREFLIGHT)
         facts, addresses = await self._preflight()
+        await self._journal.write(Mark.PLANNED, plan(facts, addresses, self._request, await self._identify()))
 
         self._enter(Phase.PREPARE)
         channel = await self._prepare(facts, addresses)
@@ -140,12 +161,12 @@ class Coordinator:
             copy = await self._peer.restore(self._id)
 
         self._enter(Phase.SWITCHOVER)
+        await self._journal.write(Mark.SWITCHING)
         with self._timeline.step("move addresses"):
             await self._give_up(addresses)
 
         self._enter(Phase.COMMIT)
-        self.committed = True
-        tree.kill()
+        await self._commit(tree)
         self._timeline.killed_us = self._host.clock.monotonic_us()
 
         try:
@@ -153,9 +174,11 @@ class Coordinator:
             with self._timeline.step("resume", Role.DESTINATION):
                 await self._resume()
             self._timeline.resumed_us = self._host.clock.monotonic_us()
+            await self._journal.write(Mark.RESUMED)
         finally:
             self._enter(Phase.CLEANUP)
             await self._clean_up(held, tree, channel)
+        await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         return self._report(facts, addresses, copy, image_bytes)
 
     async def _preflight(self) -> tuple[WorkloadFacts, tuple[AddressFacts, ...]]:
@@ -193,6 +216,7 @@ class Coordinator:
                 addresses=preflight.destination_addresses(self._request, addresses),
                 keep_connections=_has_connections(facts),
                 shell_job=facts.needs_shell_job,
+                source_port=self._host.peer_port(),
             )
         )
         self._undo.add("the page channel", _as_undo(channel.close))
@@ -206,6 +230,7 @@ class Coordinator:
         self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
 
         async def about_to_freeze() -> None:
+            await self._journal.write(Mark.FREEZING)
             if addresses:
                 await self._host.network.fence(self._id, addresses)
 
@@ -249,6 +274,19 @@ class Coordinator:
         except PhaulError as error:
             raise SwitchoverError(f"the addresses could not be taken off the source: {error.message}") from error
 
+    async def _commit(self, tree: TreeHandle) -> None:
+        """Kill the tree, once it is on disk that this was going to happen. From the first line on no cancel is heard."""
+        self.committed = True
+        try:
+            await self._journal.write(Mark.COMMIT, tree.identity.as_data())
+        except PhaulError:
+            self.committed = False  # nobody was killed: this is a failure like any other
+            raise
+        tree.kill()
+
+    async def _identify(self) -> TreeIdentity:
+        return await self._host.workload.identify(self._request.root_pid)
+
     async def _resume(self) -> None:
         """Tell the destination to run the copy, until it has answered: no other host may run it any more."""
         attempt = 0
@@ -261,7 +299,7 @@ class Coordinator:
                 if attempt == 0:
                     self._warn(f"the destination does not answer ({error.message}); it is asked again until it does")
                 attempt += 1
-                await asyncio.sleep(delay_seconds)
+                await self._host.clock.sleep(delay_seconds)
             except PhaulError as error:
                 if isinstance(error, LostError | InDoubtError):
                     raise
@@ -290,7 +328,7 @@ class Coordinator:
 
         Goes through to its end however often the task is cancelled meanwhile.
         """
-        unwinding = asyncio.ensure_future(self._undo.unwind())
+        unwinding = asyncio.ensure_future(self._unwind())
         while not unwinding.done():
             try:
                 await asyncio.shield(unwinding)
@@ -309,8 +347,22 @@ class Coordinator:
             result = RolledBackError(error.message, hint=error.hint, detail=error.detail)
         return result
 
+    async def _unwind(self) -> tuple[str, ...]:
+        try:
+            await self._journal.write(Mark.ROLLING_BACK)
+        except PhaulError as error:
+            self._warn(error.message)  # the tree lives, so a recovery would roll back without this record as well
+        leftovers = await self._undo.unwind()
+        if not leftovers:
+            await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
+        return leftovers
+
     async def _abort_destination(self) -> None:
-        leftovers = await self._peer.abort(self._id, "the source rolled back")
+        try:
+            leftovers = await self._peer.abort(self._id, "the source rolled back")
+        except UnreachableError as error:
+            self._warn(f"{error.message}; it will ask this host what became of the migration, and undo its part")
+            return
         if leftovers:
             raise PhaulError("; ".join(leftovers))
 
@@ -349,6 +401,24 @@ class Coordinator:
             connections=len(facts.connections),
             addresses=tuple(map(str, addresses)),
         )
+
+
+def plan(
+    facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], request: MigrationRequest, identity: TreeIdentity
+) -> Data:
+    """What the source's journal keeps of a migration, to undo it or see it through after a crash."""
+    return {
+        "tree": identity.as_data(),
+        "root_pid": facts.root_pid,
+        "command": facts.tasks[0].command,
+        "destination": request.destination,
+        "addresses": [[each.address, each.prefix_length, each.device] for each in addresses],
+    }
+
+
+def planned_addresses(data: Data) -> tuple[AddressFacts, ...]:
+    """The addresses of a plan."""
+    return tuple(AddressFacts(str(address), int(prefix), str(device)) for address, prefix, device in data["addresses"])
 
 
 def _has_connections(facts: WorkloadFacts) -> bool:

@@ -7,14 +7,16 @@ first answer again. Decides nothing on its own: a copy runs only when the source
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from phaul.errors import DefectError, LostError, PhaulError, RestoreError, SwitchoverError
 from phaul.migration.coordinator import Host
-from phaul.migration.events import Phase
+from phaul.migration.events import Outcome, Phase
 from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest
+from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
 
@@ -35,7 +37,8 @@ class Arrival:
     Owns the image directory, the fence, the addresses and the held restore until one of the two has ended.
     """
 
-    def __init__(self, reservation: Reservation, host: Host) -> None:
+    def __init__(self, reservation: Reservation, host: Host, journal: Journal) -> None:
+        self._journal = journal
         self.reservation = reservation
         self.phase = Phase.PREPARE
         self._host = host
@@ -64,6 +67,7 @@ class Arrival:
 
         The addresses come this early because nothing is frozen yet: what fails here costs nobody a pause.
         """
+        await self._journal.write(Mark.RESERVED, dataclasses.asdict(self.reservation))
         self._undo.add("images on the destination", lambda: self._host.rooms.release(self._id))
         self.images = await self._host.rooms.make(
             self._id, room_bytes(self.reservation.memory_bytes) + SMALL_IMAGES_BYTES
@@ -84,6 +88,8 @@ class Arrival:
         self.phase = Phase.RESTORE
         held = await self._hold()
         self._undo.add("the restored copy", self._discard)
+        identity = await self._host.workload.identify(held.tree.root_pid)
+        await self._journal.write(Mark.HELD, identity.as_data())
         self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us)
         return self._copy
 
@@ -93,14 +99,16 @@ class Arrival:
         Should the copy have gone, it is restored again from the images. Raises `LostError` when that fails as well,
         with the images kept.
         """
-        if self.aborted or self._copy is None:
+        if self.aborted or not last_of(self._journal.records, Mark.HELD):
             raise DefectError("the source asked to resume a migration that is not held here")
         if self.resumed:
             return ()
         self.phase = Phase.RESUME
         self.resumed = True
+        await self._journal.write(Mark.RESUMING)
         self._undo.forget()
         await self._run_copy()
+        await self._journal.write(Mark.RUNNING)
         warnings: list[str] = []
         try:
             await self._host.network.announce(self.reservation.addresses)
@@ -115,7 +123,11 @@ class Arrival:
         if self.resumed:
             raise DefectError("the source asked to abort a migration whose workload already runs here")
         self.aborted = True
-        return await self._undo.unwind()
+        await self._journal.write(Mark.ABORTING)
+        leftovers = await self._undo.unwind()
+        if not leftovers:
+            await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
+        return leftovers
 
     async def settled(self) -> None:
         """Wait for the cleaning up that `resume` left to do, and leave off telling the neighbours again."""
@@ -157,14 +169,16 @@ class Arrival:
         # Unfenced first, as CRIU itself unlocks the network before it ends the sockets' repair mode: the window probes
         # that this sends are what tells the client of the new place at once (CRIU 4.2, criu/cr-restore.c).
         await self._host.network.unfence(self._id)
-        assert self._held is not None
         try:
+            if self._held is None:
+                raise RestoreError("the agent was restarted since the copy was restored")
             await self._held.run()
         except PhaulError as first:
             try:
                 await (await self._hold()).run()
             except PhaulError as second:
                 second.add_note(f"before that: {first.message}")
+                self.resumed = False  # the source, or a person, may ask for it again
                 raise LostError(
                     f"the workload runs on neither host: {second.message}",
                     hint=f"Its images are kept in {self.images} on the destination; restore them with `criu restore`.",
@@ -179,7 +193,7 @@ class Arrival:
 
     async def _announce_again(self) -> None:
         for delay_seconds in ANNOUNCE_AGAIN_SECONDS:
-            await asyncio.sleep(delay_seconds)
+            await self._host.clock.sleep(delay_seconds)
             try:
                 await self._host.network.announce(self.reservation.addresses)
             except PhaulError:
@@ -190,3 +204,4 @@ class Arrival:
             await self._gate.__aexit__(None, None, None)
         await self._host.network.remove_engine_locks(self.reservation.root_pid)
         await self._host.rooms.release(self._id)
+        await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})

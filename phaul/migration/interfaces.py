@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Protocol
 
 from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts, HostFacts, WorkloadFacts
+from phaul.migration.journal import Data
+from phaul.migration.recovery import Tree, Word
 
 
 class Clock(Protocol):
@@ -25,6 +27,30 @@ class Clock(Protocol):
     def unix_us(self) -> int:
         """Microseconds since 1970, for people and journals."""
         ...
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait, so that a model can let time pass without waiting."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TreeIdentity:
+    """Which processes are meant, for good: PIDs are reused, these are not.
+
+    `tasks` are (PID, start in clock ticks since boot), the root task first; `boot_id` is the kernel's own.
+    """
+
+    boot_id: str
+    tasks: tuple[tuple[int, int], ...]
+
+    def as_data(self) -> Data:
+        """The JSON value that a journal keeps."""
+        return {"boot_id": self.boot_id, "tasks": [list(task) for task in self.tasks]}
+
+    @classmethod
+    def from_data(cls, data: Data) -> TreeIdentity:
+        """The opposite of `as_data`."""
+        return cls(str(data["boot_id"]), tuple((int(pid), int(ticks)) for pid, ticks in data["tasks"]))
 
 
 class Workload(Protocol):
@@ -48,6 +74,18 @@ class Workload(Protocol):
         """Take hold of a frozen tree by pidfd; see `TreeHandle`."""
         ...
 
+    async def identify(self, root_pid: int) -> TreeIdentity:
+        """Say which processes the tree under `root_pid` has now. Raises `PhaulError` where there is none."""
+        ...
+
+    async def look(self, identity: TreeIdentity) -> tuple[Tree, bool]:
+        """Say what became of a tree, and whether any task of it other than the root still lives."""
+        ...
+
+    async def finish_kill(self, identity: TreeIdentity) -> None:
+        """Deliver SIGKILL to every process named that still lives, root first, each checked by pidfd and start time."""
+        ...
+
 
 class TreeHandle(Protocol):
     """The tasks of one frozen tree, each held by a pidfd, so that a reused PID can never be hit.
@@ -58,6 +96,11 @@ class TreeHandle(Protocol):
     @property
     def pids(self) -> tuple[int, ...]:
         """Every process held, the root task first."""
+        ...
+
+    @property
+    def identity(self) -> TreeIdentity:
+        """The same processes, as a journal names them."""
         ...
 
     def kill(self) -> None:
@@ -214,6 +257,10 @@ class ImageRooms(Protocol):
         """Make an empty directory that holds at most `size_bytes`."""
         ...
 
+    async def existing(self, migration_id: str) -> Path | None:
+        """Give the directory that an agent before this one made, if it is still there."""
+        ...
+
     async def release(self, migration_id: str) -> None:
         """Give the directory and its memory back; nothing happens where there is none."""
         ...
@@ -241,6 +288,7 @@ class Reservation:
 
     migration_id: str
     source_host: str
+    source_port: int  # where the source's agent can be asked, on the address that it calls from
     root_pid: int
     command: str
     memory_bytes: int
@@ -291,4 +339,8 @@ class PeerAgent(Protocol):
 
     async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
         """Have everything undone over there; returns what could not be."""
+        ...
+
+    async def word(self, migration_id: str) -> Word:
+        """Ask how the migration stands over there; `Word.NO_ANSWER` where nobody answers. Never raises."""
         ...

@@ -1,0 +1,129 @@
+"""What an agent that starts must do about the migrations it finds unfinished. Pure: journal and observed truth in, act out.
+
+`agent.settlement` observes and acts. Two rules carry it. A journal says what may have happened; whether it did is asked
+of the kernel (is this very process alive?) and of the other host, never guessed from time. And a copy runs only where
+it is certain that the source tree is dead and the destination has been told, or will be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+
+from phaul.migration.journal import Mark, Record, last_of
+
+
+class Tree(StrEnum):
+    """What the kernel says of the processes that a journal names (by PID, start time and boot)."""
+
+    ALIVE = "alive"  # the root task lives, and no one holds it stopped any more
+    HELD = "held"  # a CRIU of the agent before us still has it in its hands: it will let go
+    DEAD = "dead"  # the root task is gone
+    ANOTHER_BOOT = "another_boot"  # this host was restarted since: the tree is gone with everything else
+
+
+class Word(StrEnum):
+    """What the other host says of a migration."""
+
+    NO_ANSWER = "no_answer"
+    UNKNOWN = "unknown"  # it has no record of it
+    UNDECIDED = "undecided"  # source: under way, its tree not killed
+    ABORTED = "aborted"
+    COMMITTED = "committed"  # source: its tree is dead, killed for this migration
+    RESERVED = "reserved"  # destination: not all is there
+    HELD = "held"  # destination: a complete copy, or the verified images for one
+    RUNNING = "running"  # destination: the copy runs, or ran
+
+
+class SourceAct(StrEnum):
+    """What the source does next."""
+
+    NOTHING = "nothing"
+    WAIT = "wait"  # look again shortly
+    ROLL_BACK = "roll_back"  # addresses, fence and rules put back, images given back, the destination told to abort
+    FINISH_KILL = "finish_kill"  # what is left of the tree is killed, then as RESUME
+    RESUME = "resume"  # tell the destination, until it answers, that the tree is dead
+    TIDY_UP = "tidy_up"  # the copy runs over there: fence, rules and images given back
+    ENDED_BY_ITSELF = "ended_by_itself"  # roll back, but there is no workload any more
+
+
+class DestinationAct(StrEnum):
+    """What the destination does next."""
+
+    NOTHING = "nothing"
+    WAIT = "wait"
+    ASK = "ask"  # ask the source again, with back-off: in doubt until it answers
+    DISCARD = "discard"  # copy, addresses, fence and images given back
+    RUN = "run"  # the source tree is dead: restore from the images and let it run
+    CONFIRM = "confirm"  # the copy runs: fence lifted, images given back
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTruth:
+    """What the source's host can see. `others_alive`: whether a killed-for task other than the root lives still."""
+
+    tree: Tree
+    others_alive: bool
+    destination: Word
+
+
+def decide_source(records: Sequence[Record], truth: SourceTruth) -> SourceAct:
+    """Say what the source does about one migration.
+
+    The tree is killed root first, and only after COMMIT was durable: a dead root then means that the kill was begun, and
+    a tree of which a part was killed is finished off, because no whole of it can run any more.
+    """
+    if not records or last_of(records, Mark.ENDED):
+        return SourceAct.NOTHING
+    if last_of(records, Mark.RESUMED):
+        return SourceAct.TIDY_UP
+    if truth.tree is Tree.HELD:
+        return SourceAct.WAIT
+    if last_of(records, Mark.ROLLING_BACK):
+        return SourceAct.ROLL_BACK
+    if last_of(records, Mark.COMMIT):
+        if truth.tree is Tree.ALIVE:
+            return SourceAct.ROLL_BACK
+        if truth.tree is Tree.DEAD and truth.others_alive:
+            return SourceAct.FINISH_KILL
+        return SourceAct.RESUME
+    if truth.tree is Tree.ANOTHER_BOOT and truth.destination in (Word.HELD, Word.NO_ANSWER):
+        # The host died under the workload. A complete copy over there is all that is left of it, and no tree of ours
+        # can ever run again: that is what COMMIT would have made true.
+        return SourceAct.RESUME if truth.destination is Word.HELD else SourceAct.WAIT
+    return SourceAct.ROLL_BACK if truth.tree is Tree.ALIVE else SourceAct.ENDED_BY_ITSELF
+
+
+@dataclass(frozen=True, slots=True)
+class DestinationTruth:
+    """What the destination's host can see. `images_complete`: the verified images are still in their room."""
+
+    copy: Tree
+    images_complete: bool
+    source: Word
+
+
+def decide_destination(records: Sequence[Record], truth: DestinationTruth) -> DestinationAct:
+    """Say what the destination does about one migration.
+
+    Before HELD nothing here can be the last copy, so it is thrown away without asking. From HELD on only the source's
+    word, or its having been heard before (RESUMING), decides: silence never runs a copy and never throws one away.
+    """
+    if not records or last_of(records, Mark.ENDED):
+        return DestinationAct.NOTHING
+    if truth.copy is Tree.HELD:
+        return DestinationAct.WAIT
+    if last_of(records, Mark.RUNNING):
+        return DestinationAct.CONFIRM
+    if last_of(records, Mark.RESUMING):
+        return DestinationAct.CONFIRM if truth.copy is Tree.ALIVE else DestinationAct.RUN
+    if last_of(records, Mark.ABORTING) or not last_of(records, Mark.HELD):
+        return DestinationAct.DISCARD
+    match truth.source:
+        case Word.COMMITTED:
+            return DestinationAct.RUN
+        case Word.ABORTED:
+            return DestinationAct.DISCARD
+        case _:
+            return DestinationAct.ASK
