@@ -6,6 +6,8 @@ log line) is ever printed without `clean` or `clean_block`: a process can call i
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import sys
 import unicodedata
@@ -13,6 +15,7 @@ from dataclasses import dataclass
 
 from rich.console import Console
 
+STAND_IN = "phaul_stand_in"  # our error handler of encoders
 PIPE_COLUMNS = 200  # a file or a pipe has no edge: wide enough for a table not to be cut
 
 
@@ -40,6 +43,8 @@ ASCII = Glyphs("+", "x", "!", ".", "->", "<-", "->", "#", ", ", "...", tuple("|/
 def make_console(*, error: bool = False) -> Console:
     """Make the console for standard output or standard error."""
     stream = sys.stderr if error else sys.stdout
+    if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+        stream.reconfigure(errors=STAND_IN)
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_COLUMNS
     return Console(stderr=error, highlight=False, markup=False, emoji=False, width=width)
 
@@ -63,5 +68,15 @@ def clean_block(text: str) -> str:
     """Give a text of several lines, each as `clean` does; tabs become four spaces."""
     return "\n".join(clean(line.replace("\t", "    ")) for line in text.splitlines())
 
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """Where an encoding lacks a character (the µ of a unit, a name), print another rather than fail."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return "".join(_STAND_INS.get(char, "?") for char in error.object[error.start : error.end]), error.end
+
+
+_STAND_INS = {"µ": "u", "…": ".", "✓": "+", "✗": "x", "→": ">", "←": "<", "·": "-", "\N{REPLACEMENT CHARACTER}": "?"}
+codecs.register_error(STAND_IN, _stand_in)
 
 _UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})

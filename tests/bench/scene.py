@@ -19,6 +19,7 @@ from typing import Any
 from phaul.lab import network
 from phaul.lab.cluster import Lab
 from phaul.lab.host import Host
+from phaul.system.memory import available_bytes
 from phaul.units import MIB
 
 ADDRESS = network.floating_address4(0)
@@ -192,6 +193,12 @@ class Scene:
 
 
 def warm_memory(mib: int) -> None:
-    """Touch this much memory once and give it back: the first touch of a virtual machine's fresh memory is slow."""
-    with mmap.mmap(-1, mib * MIB, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE):
+    """
+    Touch this much memory once and give it back: the first touch of a virtual machine's fresh memory is slow.
+
+    At most half of what is available is touched, so that nothing is ever swapped or killed for it.
+    """
+    with mmap.mmap(
+        -1, min(mib * MIB, available_bytes() // 2), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_POPULATE
+    ):
         pass
