@@ -275,7 +275,7 @@ class Coordinator:
             raise SwitchoverError(f"the addresses could not be taken off the source: {error.message}") from error
 
     async def _commit(self, tree: TreeHandle) -> None:
-        """Kill the tree, once it is on disk that this was going to happen. From the first line on no cancel is heard."""
+        """Kill the tree, once it is on disk that this will happen. From the first line on no cancel is heard."""
         self.committed = True
         try:
             await self._journal.write(Mark.COMMIT, tree.identity.as_data())

@@ -118,6 +118,26 @@ class Arrival:
         self._cleaning = asyncio.create_task(self._clean_up())
         return tuple(warnings)
 
+    @classmethod
+    def recovered(cls, reservation: Reservation, host: Host, journal: Journal, images: Path) -> Arrival:
+        """Make the object again that an agent before this one had: no copy is held, all that can be undone is queued."""
+        arrival = cls(reservation, host, journal)
+        arrival.images = images
+        arrival.resumed = last_of(journal.records, Mark.RUNNING) is not None
+        arrival._undo.add("images on the destination", lambda: host.rooms.release(reservation.migration_id))
+        if reservation.addresses:
+            arrival._undo.add("the fence on the destination", lambda: host.network.unfence(reservation.migration_id))
+            arrival._undo.add("addresses on the destination", lambda: host.network.remove(reservation.addresses))
+        return arrival
+
+    async def confirm(self) -> None:
+        """The copy was found running after a restart of the agent: see the rest of RESUME through."""
+        self.resumed = True
+        self._undo.forget()
+        await self._host.network.unfence(self._id)
+        await self._host.network.announce(self.reservation.addresses)
+        await self._clean_up()
+
     async def abort(self) -> tuple[str, ...]:
         """Undo everything; give what was left behind. Raises `DefectError` once the copy was let run."""
         if self.resumed:

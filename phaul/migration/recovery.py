@@ -1,6 +1,6 @@
-"""What an agent that starts must do about the migrations it finds unfinished. Pure: journal and observed truth in, act out.
+"""What an agent that starts must do about the migrations it finds unfinished. Pure: journal and truth in, act out.
 
-`agent.settlement` observes and acts. Two rules carry it. A journal says what may have happened; whether it did is asked
+`migration.settlement` observes and acts. Two rules carry it. A journal says what may have happened; whether it did is asked
 of the kernel (is this very process alive?) and of the other host, never guessed from time. And a copy runs only where
 it is certain that the source tree is dead and the destination has been told, or will be.
 """
@@ -71,8 +71,8 @@ class SourceTruth:
 def decide_source(records: Sequence[Record], truth: SourceTruth) -> SourceAct:
     """Say what the source does about one migration.
 
-    The tree is killed root first, and only after COMMIT was durable: a dead root then means that the kill was begun, and
-    a tree of which a part was killed is finished off, because no whole of it can run any more.
+    The tree is killed root first, and only after COMMIT was durable: a dead root then means that the kill was begun,
+    and a tree of which a part was killed is finished off, because no whole of it can run any more.
     """
     if not records or last_of(records, Mark.ENDED):
         return SourceAct.NOTHING

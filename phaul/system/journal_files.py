@@ -93,5 +93,3 @@ def _sync_directories(directory: Path) -> None:
             os.fsync(fd)
         finally:
             os.close(fd)
-
-

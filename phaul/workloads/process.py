@@ -14,10 +14,12 @@ from dataclasses import replace
 
 from phaul.errors import DumpError, PreflightError
 from phaul.migration.facts import FileFacts, Problem, TaskFacts, WorkloadFacts
+from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.preflight import refusal
+from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
 from phaul.system.pidfd import HeldProcess
-from phaul.workloads import holdings, snapshot
+from phaul.workloads import holdings, identity, snapshot
 from phaul.workloads.obstacles import obstacles_of
 
 
@@ -37,6 +39,18 @@ class ProcessWorkload:
     async def hold(self, facts: WorkloadFacts) -> ProcessTree:
         """Take hold of the frozen tree; `DumpError` when it is not the one that was inspected."""
         return await asyncio.to_thread(ProcessTree.of, facts)
+
+    async def identify(self, root_pid: int) -> TreeIdentity:
+        """Name the processes of a tree for good."""
+        return await asyncio.to_thread(identity.identify, root_pid)
+
+    async def look(self, tree: TreeIdentity) -> tuple[Tree, bool]:
+        """Say what became of them."""
+        return await asyncio.to_thread(identity.look, tree)
+
+    async def finish_kill(self, tree: TreeIdentity) -> None:
+        """Kill what is left of them."""
+        await asyncio.to_thread(identity.finish_kill, tree)
 
 
 class ProcessTree:
@@ -79,8 +93,13 @@ class ProcessTree:
         """Every process held, the root task first."""
         return tuple(process.pid for process in self._held)
 
+    @property
+    def identity(self) -> TreeIdentity:
+        """The processes held, as a journal names them."""
+        return TreeIdentity(identity.boot_id(), tuple((process.pid, process.start_ticks) for process in self._held))
+
     def kill(self) -> None:
-        """Deliver SIGKILL to every process. The order does not matter: all are stopped, so none sees another die."""
+        """Deliver SIGKILL to every process, the root first: a root that is alive then proves that none was killed."""
         for process in self._held:
             process.send(signal.SIGKILL)
 

@@ -1,0 +1,171 @@
+"""Bringing a migration to its end after an agent was killed: what `recovery` decides, done with the host's drivers.
+
+`agent.settlers` runs one of these for every unfinished journal when an agent starts. Nothing here gives up after COMMIT;
+what has to wait for the other host waits with back-off, in doubt, until that answers or a person decides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from phaul.errors import LostError, PhaulError, UnreachableError
+from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS, Host, planned_addresses
+from phaul.migration.destination import Arrival
+from phaul.migration.events import Outcome
+from phaul.migration.interfaces import PeerAgent, TreeIdentity
+from phaul.migration.journal import Journal, Mark, last_of
+from phaul.migration.recovery import (
+    DestinationAct,
+    DestinationTruth,
+    SourceAct,
+    SourceTruth,
+    Tree,
+    Word,
+    decide_destination,
+    decide_source,
+)
+from phaul.migration.undo import UndoStack
+
+WAIT_SECONDS = 0.1  # between two looks at a tree that CRIU is about to let go
+
+Report = Callable[[Outcome], None]  # told while the migration stays in doubt
+
+
+def back_off_seconds(attempt: int) -> float:
+    """How long to wait before asking the other host again; `attempt` counts from 0."""
+    return RESUME_BACKOFF_SECONDS[min(attempt, len(RESUME_BACKOFF_SECONDS) - 1)]
+
+
+async def settle_source(
+    migration_id: str, journal: Journal, host: Host, peer: PeerAgent, report: Report = lambda _: None
+) -> Outcome:
+    """Settle a migration that left this host. Raises `LostError` when the destination has lost the copy."""
+    plan = last_of(journal.records, Mark.PLANNED)
+    if plan is None:
+        return Outcome.REFUSED
+    attempt = 0
+    while True:
+        committed = last_of(journal.records, Mark.COMMIT)
+        tree = TreeIdentity.from_data(committed.data if committed else plan.data["tree"])
+        state, others_alive = await host.workload.look(tree)
+        word = Word.NO_ANSWER
+        if state is Tree.ANOTHER_BOOT:
+            word = await peer.word(migration_id)
+        match decide_source(journal.records, SourceTruth(state, others_alive, word)):
+            case SourceAct.NOTHING:
+                return Outcome.COMPLETED
+            case SourceAct.WAIT:
+                if state is Tree.ANOTHER_BOOT:
+                    report(Outcome.IN_DOUBT)
+                    await host.clock.sleep(back_off_seconds(attempt))
+                    attempt += 1
+                else:
+                    await host.clock.sleep(WAIT_SECONDS)
+            case SourceAct.FINISH_KILL:
+                await host.workload.finish_kill(tree)
+            case SourceAct.RESUME:
+                try:
+                    await _give_up_addresses(journal, host)
+                    await peer.resume(migration_id)
+                    await journal.write(Mark.RESUMED)
+                except UnreachableError:
+                    report(Outcome.IN_DOUBT)
+                    await host.clock.sleep(back_off_seconds(attempt))
+                    attempt += 1
+            case SourceAct.TIDY_UP:
+                await _tidy_up(migration_id, journal, host)
+                await journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
+                return Outcome.COMPLETED
+            case SourceAct.ROLL_BACK | SourceAct.ENDED_BY_ITSELF:
+                await _roll_back(migration_id, journal, host, peer)
+                return Outcome.ROLLED_BACK
+
+
+async def settle_destination(
+    migration_id: str,
+    journal: Journal,
+    arrival: Arrival,
+    host: Host,
+    source: PeerAgent,
+    report: Report = lambda _: None,
+) -> Outcome:
+    """Settle a migration that came to this host. `arrival` was made again from the journal; the source may use it too."""
+    attempt = 0
+    while True:
+        held = last_of(journal.records, Mark.HELD)
+        copy = Tree.DEAD
+        if held is not None:
+            copy, _ = await host.workload.look(TreeIdentity.from_data(held.data))
+        complete = await host.rooms.existing(migration_id) is not None
+        truth = DestinationTruth(copy, complete, Word.NO_ANSWER)
+        act = decide_destination(journal.records, truth)
+        if act is DestinationAct.ASK:
+            truth = DestinationTruth(copy, complete, await source.word(migration_id))
+            act = decide_destination(journal.records, truth)
+        match act:
+            case DestinationAct.NOTHING:
+                return Outcome.COMPLETED
+            case DestinationAct.WAIT:
+                await host.clock.sleep(WAIT_SECONDS)
+            case DestinationAct.ASK:
+                report(Outcome.IN_DOUBT)
+                await host.clock.sleep(back_off_seconds(attempt))
+                attempt += 1
+            case DestinationAct.DISCARD:
+                await arrival.abort()
+                await journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
+                return Outcome.ROLLED_BACK
+            case DestinationAct.RUN:
+                if not complete:
+                    raise LostError(
+                        "the source tree is dead, and this host was restarted before it ran the copy: its images, "
+                        "which were in memory, are gone"
+                    )
+                await arrival.resume()
+                return Outcome.COMPLETED
+            case DestinationAct.CONFIRM:
+                await arrival.confirm()
+                return Outcome.COMPLETED
+
+
+async def _give_up_addresses(journal: Journal, host: Host) -> None:
+    """Before the copy runs, nothing of its name may stand here, also after a restart that put addresses back."""
+    plan = last_of(journal.records, Mark.PLANNED)
+    assert plan is not None
+    await host.network.remove(planned_addresses(plan.data))
+
+
+async def _tidy_up(migration_id: str, journal: Journal, host: Host) -> None:
+    plan = last_of(journal.records, Mark.PLANNED)
+    assert plan is not None
+    await host.network.remove_engine_locks(int(plan.data["root_pid"]))
+    await host.network.unfence(migration_id)
+    await host.rooms.release(migration_id)
+
+
+async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: PeerAgent) -> None:
+    plan = last_of(journal.records, Mark.PLANNED)
+    assert plan is not None
+    await journal.write(Mark.ROLLING_BACK)
+    addresses = planned_addresses(plan.data)
+    frozen = last_of(journal.records, Mark.FREEZING) is not None
+    undo = UndoStack()
+    undo.add("the reservation on the destination", lambda: _abort(peer, migration_id))
+    undo.add("images on this host", lambda: host.rooms.release(migration_id))
+    if frozen:
+        undo.add("announcements", lambda: host.network.announce(addresses))
+        undo.add("rules that CRIU made", lambda: host.network.remove_engine_locks(int(plan.data["root_pid"])))
+        undo.add("the fence on this host", lambda: host.network.unfence(migration_id))
+    if last_of(journal.records, Mark.SWITCHING):
+        undo.add("the addresses", lambda: host.network.add(addresses))
+    leftovers: Sequence[str] = await undo.unwind()
+    if leftovers:
+        raise PhaulError("something was left behind: " + "; ".join(leftovers))
+    await journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
+
+
+async def _abort(peer: PeerAgent, migration_id: str) -> None:
+    try:
+        await peer.abort(migration_id, "the source's agent was restarted and rolled back")
+    except UnreachableError:
+        return  # it asks us, and our journal says that we rolled back
