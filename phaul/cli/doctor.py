@@ -34,6 +34,7 @@ class Feature:
     name: str
     gives: str
     without: str
+    of_criu: bool = True  # asked of CRIU: without one it cannot be known
 
 
 FEATURES = (
@@ -60,7 +61,8 @@ FEATURES = (
     Feature(
         "huge_tmpfs",
         "receives memory into 2 MiB pages",
-        "memory is received more slowly; needs CONFIG_TRANSPARENT_HUGEPAGE, and `deny` not in shmem_enabled",
+        "memory is received more slowly; needs CONFIG_TRANSPARENT_HUGEPAGE, and shmem_enabled other than `deny`",
+        of_criu=False,
     ),
 )
 
@@ -193,6 +195,8 @@ def _features(host: HostFacts, glyphs: Glyphs) -> RenderableType:
     for feature in FEATURES:
         if feature.name in host.features:
             grid.add_row(Text(glyphs.done, style="green"), feature.name, Text(feature.gives, style="dim"))
+        elif feature.of_criu and not host.criu_version:
+            grid.add_row(Text(glyphs.pending, style="dim"), feature.name, Text("unknown without CRIU", style="dim"))
         else:
             text = Text.assemble(Text("missing: ", style="yellow"), feature.without)
             grid.add_row(Text(glyphs.warning, style="yellow"), feature.name, text)
