@@ -24,7 +24,7 @@ from phaul.migration.coordinator import Host
 from phaul.migration.facts import HostFacts
 from phaul.migration.interfaces import Engine, NetworkIdentity
 from phaul.network.identity import HostNetwork
-from phaul.system.memory import available_bytes, page_size_bytes
+from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes
 from phaul.system.mounts import mount_memory, unmount_memory
 from phaul.workloads.process import ProcessWorkload
 
@@ -70,6 +70,7 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
             kernel_release=os.uname().release,
             architecture=platform.machine(),
             page_size_bytes=page_size_bytes(),
+            features=tuple(sorted({*known.features, *(["huge_tmpfs"] if has_huge_tmpfs() else [])})),
             memory_available_bytes=available_bytes(),
             addresses=addresses,
             devices=tuple(name for _, name in socket.if_nameindex()),

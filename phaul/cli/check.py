@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from phaul.cli.console import Glyphs, clean, glyphs_for, make_console
-from phaul.cli.display import INDENT, counted, workload_size
+from phaul.cli.display import counted, indented, workload_size
 from phaul.cli.machine import message_object, print_object
 from phaul.cli.view import refuses
 from phaul.errors import PreflightError
@@ -37,7 +36,7 @@ def check_report(report: CheckReport, glyphs: Glyphs) -> RenderableType:
     refusals = [problem for problem in report.problems if refuses(problem)]
     warnings = [problem for problem in report.problems if not refuses(problem)]
     parts: list[RenderableType] = [_workload(report.workload, glyphs), Text("")]
-    parts += [Padding(_hosts(report.source, report.destination), (0, 0, 0, INDENT)), Text("")]
+    parts += [indented(_hosts(report.source, report.destination)), Text("")]
     for problem in [*refusals, *warnings]:
         parts += [problem_lines(problem, glyphs)]
     if refusals:

@@ -43,6 +43,14 @@ def bar_span(start_us: int, duration_us: int, whole_us: int, columns: int) -> Sp
     return Span(offset, max(1, min(-(-end * columns // whole_us), columns) - offset))
 
 
+def indented(renderable: RenderableType) -> RenderableType:
+    """Move a renderable a little to the right, without filling its lines up to the terminal's edge.
+
+    After a full line the echo of Ctrl-C would begin a new one, which nobody wipes away.
+    """
+    return Padding(renderable, (0, 0, 0, INDENT), expand=False)
+
+
 def counted(count: int, one: str, many: str = "") -> str:
     """Give a number with its noun: "1 process", "3 processes"."""
     return f"{count} {one if count == 1 else many or one + 's'}"
@@ -97,8 +105,7 @@ def live(view: MigrationView, now_unix_us: int, glyphs: Glyphs) -> RenderableTyp
         below.append(f"{glyphs.dot}Ctrl-C asks what to do", style="dim")
     parts: list[RenderableType] = [header(view, glyphs), Text(""), phases, Text(""), memory_bar(view, glyphs)]
     parts += [_warning_line(warning, glyphs) for warning in view.warnings]
-    # Not as wide as the terminal: after a full line the echo of Ctrl-C would begin a new one, which nobody wipes away.
-    return Padding(Group(*parts, below), (0, 0, 0, INDENT), expand=False)
+    return indented(Group(*parts, below))
 
 
 def memory_bar(view: MigrationView, glyphs: Glyphs) -> RenderableType:
@@ -161,13 +168,13 @@ def summary(view: MigrationView, glyphs: Glyphs) -> RenderableType:
     moved = [counted(report.processes, "process", "processes"), counted(report.connections, "connection")]
     moved += [clean(address) for address in report.addresses]
     figures.add_row("moved", "", Text(glyphs.dot.join(moved)))
-    parts: list[RenderableType] = [text, Text(""), Padding(figures, (0, 0, 0, INDENT))]
+    parts: list[RenderableType] = [text, Text(""), indented(figures)]
     if view.phases:
-        parts += [Text(""), Padding(phases_line(view, glyphs), (0, 0, 0, INDENT))]
+        parts += [Text(""), indented(phases_line(view, glyphs))]
     if report.steps:
-        parts += [Text(""), Padding(timeline(report, glyphs), (0, 0, 0, INDENT))]
+        parts += [Text(""), indented(timeline(report, glyphs))]
     if view.warnings:
-        parts += [Text(""), *(Padding(_warning_line(warning, glyphs), (0, 0, 0, INDENT)) for warning in view.warnings)]
+        parts += [Text(""), *(indented(_warning_line(warning, glyphs)) for warning in view.warnings)]
     return Group(*parts)
 
 

@@ -10,7 +10,6 @@ from typing import Annotated
 
 import typer
 from rich.console import Group, RenderableType
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -18,7 +17,7 @@ from phaul.agent.messages import to_message
 from phaul.cli import options
 from phaul.cli.check import HOST_LABELS, host_values, problem_lines
 from phaul.cli.console import Glyphs, clean, glyphs_for, make_console
-from phaul.cli.display import INDENT, counted
+from phaul.cli.display import counted, indented
 from phaul.cli.machine import error_object, message_object, print_object
 from phaul.cli.run import run_command
 from phaul.cli.view import refuses
@@ -35,6 +34,7 @@ class Feature:
     name: str
     gives: str
     without: str
+    of_criu: bool = True  # asked of CRIU: without one it cannot be known
 
 
 FEATURES = (
@@ -61,7 +61,8 @@ FEATURES = (
     Feature(
         "huge_tmpfs",
         "receives memory into 2 MiB pages",
-        "memory is received more slowly; needs CONFIG_TRANSPARENT_HUGEPAGE, and `deny` not in shmem_enabled",
+        "memory is received more slowly; needs CONFIG_TRANSPARENT_HUGEPAGE, and shmem_enabled other than `deny`",
+        of_criu=False,
     ),
 )
 
@@ -164,7 +165,7 @@ def report(findings: Findings, path: Path, glyphs: Glyphs) -> RenderableType:
         facts.add_row("", Text(f"{glyphs.hint} {findings.agent_error.hint}", style="cyan"))
     if findings.destination:
         facts.add_row(findings.destination, _reach_text(findings, glyphs))
-    parts: list[RenderableType] = [Padding(facts, (0, 0, 0, INDENT)), Text(""), _features(host, glyphs), Text("")]
+    parts: list[RenderableType] = [indented(facts), Text(""), _features(host, glyphs), Text("")]
     parts += [problem_lines(problem, glyphs) for problem in host.problems]
     if host.problems:
         parts.append(Text(""))
@@ -194,12 +195,14 @@ def _features(host: HostFacts, glyphs: Glyphs) -> RenderableType:
     for feature in FEATURES:
         if feature.name in host.features:
             grid.add_row(Text(glyphs.done, style="green"), feature.name, Text(feature.gives, style="dim"))
+        elif feature.of_criu and not host.criu_version:
+            grid.add_row(Text(glyphs.pending, style="dim"), feature.name, Text("unknown without CRIU", style="dim"))
         else:
             text = Text.assemble(Text("missing: ", style="yellow"), feature.without)
             grid.add_row(Text(glyphs.warning, style="yellow"), feature.name, text)
     for name in sorted(set(host.features) - known):
         grid.add_row(Text(glyphs.done, style="green"), clean(name), "")
-    return Padding(grid, (0, 0, 0, INDENT))
+    return indented(grid)
 
 
 def _object(findings: Findings) -> dict[str, object]:

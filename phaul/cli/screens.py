@@ -93,6 +93,7 @@ class PlainScreen:
             self._print(line)
 
     def finish(self, view: MigrationView) -> None:
+        self._print("")
         _print_end(self._console, view)
 
     def _print(self, line: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from phaul.system.procfs import parse_keys
 
 _KIB = 1024
+_SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
 def page_size_bytes() -> int:
@@ -23,3 +24,16 @@ def parse_available_bytes(meminfo: str) -> int:
 def available_bytes() -> int:
     """Say how much memory can be had on this host without swapping."""
     return parse_available_bytes(Path("/proc/meminfo").read_text())
+
+
+def huge_tmpfs_allowed(shmem_enabled: str) -> bool:
+    """Read shmem_enabled: ``deny`` switches huge pages off for every tmpfs, whatever its mount says.
+
+    Everything else leaves it to the mount (Documentation/admin-guide/mm/transhuge.rst, Linux 6.12).
+    """
+    return "[deny]" not in shmem_enabled
+
+
+def has_huge_tmpfs() -> bool:
+    """Say whether a tmpfs mounted with ``huge=`` gets huge pages here; a kernel without the option lacks the file."""
+    return _SHMEM_ENABLED.exists() and huge_tmpfs_allowed(_SHMEM_ENABLED.read_text())

@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 from functools import reduce
+from pathlib import Path
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console, RenderableType
@@ -13,6 +15,7 @@ from rich.console import Console, RenderableType
 from phaul.cli import display
 from phaul.cli.check import check_report
 from phaul.cli.console import ASCII, STAND_IN, UNICODE, clean, clean_block, glyphs_for
+from phaul.cli.doctor import Findings, report
 from phaul.cli.failure import failure_panel, failure_text
 from phaul.cli.machine import error_object, event_object
 from phaul.cli.status import migration_table
@@ -20,19 +23,20 @@ from phaul.cli.view import MigrationView, advance
 from phaul.errors import PreflightError, RestoreError
 from phaul.rpc.v1 import agent_pb2 as pb
 from phaul.rpc.v1 import facts_pb2 as facts
+from phaul.system.memory import huge_tmpfs_allowed
 from tests.unit.fake_agent import COMPLETED, MIB, REPORT, ROLLED_BACK, START_UNIX_US, event
 
 COLUMNS = 80
 
 
-def render(renderable: RenderableType, *, encoding: str = "utf-8", columns: int = COLUMNS) -> list[str]:
-    """Print without colour; gives the lines without the blanks at their ends."""
+def render(renderable: RenderableType, *, encoding: str = "utf-8", keep_blanks: bool = False) -> list[str]:
+    """Print without colour; gives the lines, without the blanks at their ends unless asked for."""
     stream = io.TextIOWrapper(io.BytesIO(), encoding=encoding, errors=STAND_IN)
-    console = Console(file=stream, width=columns, color_system=None, highlight=False, emoji=False, markup=False)
+    console = Console(file=stream, width=COLUMNS, color_system=None, highlight=False, emoji=False, markup=False)
     console.print(renderable)
     stream.flush()
     stream.seek(0)
-    return [line.rstrip() for line in stream.read().splitlines()]
+    return [line if keep_blanks else line.rstrip() for line in stream.read().splitlines()]
 
 
 def view_after(count: int) -> MigrationView:
@@ -62,9 +66,10 @@ def test_live() -> None:
 
 def test_live_never_fills_the_line() -> None:
     """The echo of Ctrl-C would begin a new line there, which the display does not know of."""
-    long = event(1, 0, started=pb.Started(root_pid=1, command="x" * 300, destination="y" * 90))
-    for line in render(display.live(advance(MigrationView(), long), START_UNIX_US, UNICODE))[-2:]:
-        assert len(line) < COLUMNS
+    assert (
+        max(len(line) for line in render(display.live(view_after(7), START_UNIX_US, UNICODE), keep_blanks=True))
+        < COLUMNS
+    )
 
 
 def test_live_in_ascii() -> None:
@@ -308,3 +313,17 @@ def test_bars_of_steps_in_a_row_leave_no_hole(first_us: int, second_us: int, col
 def test_cleaned_text_is_printable(text: str) -> None:
     assert "\n" not in clean(text)
     assert not set(clean_block(text)) & {"\x1b", "\r", "\x07", "\t", "\x9b"}
+
+
+@pytest.mark.parametrize(("criu_version", "said"), [("4.2.1", "missing: memory moves"), ("", "unknown without CRIU")])
+def test_doctor_says_what_a_missing_feature_means(criu_version: str, said: str) -> None:
+    host = facts.HostFacts(host_name="a", criu_version=criu_version, features=["huge_tmpfs"])
+    lines = render(report(Findings(host), Path("/run/phaul/agent.sock"), UNICODE))
+    (line,) = (line for line in lines if "mem_track" in line)
+    assert said in line
+    assert any(line.startswith("  ✓ huge_tmpfs") for line in lines)
+
+
+@pytest.mark.parametrize(("text", "allowed"), [("always [never] deny force", True), ("never [deny]", False)])
+def test_huge_tmpfs(text: str, allowed: bool) -> None:
+    assert huge_tmpfs_allowed(text) is allowed

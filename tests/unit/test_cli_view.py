@@ -123,6 +123,17 @@ def test_invariants(events: list[pb.MigrationEvent]) -> None:
         assert not before.outcome or after is before
 
 
+@given(st.lists(st.tuples(SIZES, SIZES), min_size=2, max_size=6))
+def test_the_bar_never_goes_back(reports: list[tuple[int, int]]) -> None:
+    """Figures of the kernel's socket buffers may: what was counted as sent can be counted lower later."""
+    stream = [
+        event(number, number, progress=pb.Progress(done_bytes=done, total_bytes=total))
+        for number, (done, total) in enumerate(reports, 1)
+    ]
+    for before, after in pairwise(views(stream)):
+        assert after.total_bytes >= after.done_bytes >= before.done_bytes
+
+
 @given(streams(), st.data())
 def test_seeing_events_again_changes_nothing(events: list[pb.MigrationEvent], data: st.DataObject) -> None:
     """A stream that is opened again begins with the first event."""
