@@ -13,7 +13,7 @@ import structlog
 from google.protobuf import json_format
 
 from phaul.agent.messages import enum_number, error_to_message, to_message
-from phaul.errors import NoSuchMigrationError, PhaulError
+from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.events import MigrationReport, Outcome, Phase, Role
 from phaul.rpc.v1 import agent_pb2
 
@@ -75,7 +75,16 @@ class History:
             record.report.CopyFrom(to_message(report, agent_pb2.MigrationReport))
         if error is not None:
             record.error.CopyFrom(error_to_message(error))
+        else:
+            record.ClearField("error")
         self._write(record)
+
+    def end_unplanned(self, settling: set[str]) -> None:
+        """Migrations that an agent before this one had begun, without a journal: nothing had been touched yet."""
+        for migration_id, record in self._records.items():
+            if record.outcome == agent_pb2.OUTCOME_RUNNING and migration_id not in settling:
+                error = PreflightError("the agent was restarted before anything was touched")
+                self.end(migration_id, Outcome.REFUSED, error=error)
 
     def get(self, migration_id: str) -> agent_pb2.MigrationSummary:
         """Give one record; an unambiguous beginning of an ID does as well."""

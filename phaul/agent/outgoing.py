@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 
 from phaul.agent.history import History
+from phaul.agent.journals import Journals
 from phaul.agent.messages import to_message
 from phaul.agent.peer_client import GrpcPeer
 from phaul.errors import (
@@ -32,6 +33,8 @@ from phaul.migration.facts import CheckReport, MigrationRequest
 from phaul.rpc.v1 import agent_pb2
 
 log = structlog.get_logger(__name__)
+
+REMEMBERED = 32  # ended migrations whose events can still be watched; the history keeps all
 
 KINDS = {
     "Started": "started",
@@ -128,8 +131,9 @@ def _brief(event: Event) -> dict[str, object]:
 class OutgoingMigrations:
     """All of them. Refuses a second migration of a workload that is already on its way."""
 
-    def __init__(self, host: Host, history: History, connect: Callable[[str], GrpcPeer]) -> None:
+    def __init__(self, host: Host, history: History, connect: Callable[[str], GrpcPeer], journals: Journals) -> None:
         self._host = host
+        self._journals = journals
         self._history = history
         self._connect = connect
         self._migrations: dict[str, Outgoing] = {}
@@ -156,7 +160,9 @@ class OutgoingMigrations:
         self._history.begin(migration_id, Role.SOURCE, peer.name, request.root_pid, "")
         outgoing = Outgoing(migration_id, self._history)
         outgoing.emit(Started(request.root_pid, "", peer.name))
-        outgoing.coordinator = Coordinator(migration_id, request, self._host, peer, outgoing)
+        outgoing.coordinator = Coordinator(
+            migration_id, request, self._host, peer, outgoing, self._journals.of(migration_id)
+        )
         self._migrations[migration_id] = outgoing
         self._under_way[request.root_pid] = migration_id
         outgoing.task = asyncio.create_task(self._run(outgoing, outgoing.coordinator, peer, request))
@@ -165,6 +171,11 @@ class OutgoingMigrations:
     def get(self, migration_id: str) -> Outgoing | None:
         """Give a migration of this agent's life; None for one of an earlier life or that came in."""
         return self._migrations.get(self._history.get(migration_id).migration_id)
+
+    def killed(self, migration_id: str) -> bool:
+        """Whether the tree of this migration was killed in this agent's life."""
+        outgoing = self._migrations.get(migration_id)
+        return outgoing is not None and outgoing.coordinator is not None and outgoing.coordinator.killed
 
     def cancel(self, migration_id: str) -> tuple[bool, str]:
         """Ask for a rollback; say whether it was in time, and if not, why."""
@@ -187,6 +198,11 @@ class OutgoingMigrations:
         if tasks:
             await asyncio.wait(tasks, timeout=60)
 
+    def _forget_oldest(self) -> None:
+        over = [migration_id for migration_id, each in self._migrations.items() if each.ended]
+        for migration_id in over[:-REMEMBERED]:
+            del self._migrations[migration_id]
+
     async def _run(
         self, outgoing: Outgoing, coordinator: Coordinator, peer: GrpcPeer, request: MigrationRequest
     ) -> None:
@@ -208,5 +224,7 @@ class OutgoingMigrations:
             outgoing.emit(Finished(Outcome.COMPLETED, report=report))
         finally:
             self._under_way.pop(request.root_pid, None)
+            self._journals.forget(migration_id)
+            self._forget_oldest()
             outgoing.finish()
             await peer.close()

@@ -17,9 +17,10 @@ from phaul.agent.client import MESSAGE_LIMIT_BYTES, reported_error
 from phaul.agent.destination import Destination
 from phaul.agent.messages import from_message, to_message
 from phaul.criu.images import image_files
-from phaul.errors import DefectError, UnreachableError
+from phaul.errors import DefectError, PhaulError, UnreachableError
 from phaul.migration.facts import DestinationFacts, FileFacts
 from phaul.migration.interfaces import PageChannel, Reservation, RestoredCopy
+from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerStub
 from phaul.transfer.image_stream import chunks
@@ -106,6 +107,15 @@ class GrpcPeer:
         """Have everything undone."""
         request = peer_pb2.AbortRequest(migration_id=migration_id, reason=reason)
         return tuple((await self._call(self._stub.Abort(request, timeout=UNDO_SECONDS))).leftovers)
+
+    async def word(self, migration_id: str) -> Word:
+        """Ask how a migration stands over there."""
+        request = peer_pb2.AskWordRequest(migration_id=migration_id)
+        try:
+            reply = await self._call(self._stub.AskWord(request, timeout=ANSWER_SECONDS))
+        except PhaulError:
+            return Word.NO_ANSWER
+        return Word[peer_pb2.Word.Name(reply.word).removeprefix("WORD_")]
 
     async def _call(self, call: Awaitable[R]) -> R:
         try:

@@ -7,22 +7,28 @@ under way or done gives the same answer: the source may ask again after a lost r
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar, cast
+from urllib.parse import unquote
 
 import structlog
 
 from phaul.agent.history import History
+from phaul.agent.journals import Journals, MigrationJournal
 from phaul.agent.messages import from_message, to_message
 from phaul.agent.page_listener import ExpectedPages, PageListener
 from phaul.agent.rpc_errors import Context, reports_errors
 from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.coordinator import Host
-from phaul.migration.destination import SMALL_IMAGES_BYTES, Arrival, room_bytes
+from phaul.migration.destination import SMALL_IMAGES_BYTES, Arrival, reservation_of, room_bytes
 from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import DestinationFacts, FileFacts
 from phaul.migration.interfaces import Reservation
+from phaul.migration.journal import Mark, last_of
+from phaul.migration.recovery import destination_word, source_word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerServicer
 from phaul.transfer.image_stream import Chunk, ImageWriter
@@ -46,8 +52,10 @@ class _Incoming:
 class PeerService(PeerServicer):
     """Serves other agents. Owns the incoming migrations until they have ended."""
 
-    def __init__(self, host: Host, listener: PageListener, history: History) -> None:
+    def __init__(self, host: Host, listener: PageListener, history: History, journals: Journals) -> None:
         self._host = host
+        self._journals = journals
+        self.killed_here: Callable[[str], bool] = lambda _: False  # of a migration that left; `agent.server` sets it
         self._listener = listener
         self._history = history
         self._incoming: dict[str, _Incoming] = {}
@@ -71,7 +79,9 @@ class PeerService(PeerServicer):
         async with self._preparing:
             incoming = self._incoming.get(request.migration_id)
             if incoming is None:
-                incoming = await self._admit(from_message(request, Reservation))
+                reservation = from_message(request, Reservation)
+                source = f"{peer_host(context.peer())}:{reservation.source_port}"
+                incoming = await self._admit(dataclasses.replace(reservation, source_peer=source))
         return peer_pb2.PrepareReply(page_channel_port=self._listener.port, token=incoming.pages.token)
 
     async def _admit(self, reservation: Reservation) -> _Incoming:
@@ -88,7 +98,7 @@ class PeerService(PeerServicer):
                 f"PID {reservation.root_pid} is expected here already, by migration {twin.migration_id}",
                 hint="Wait until that one has ended, or cancel it.",
             )
-        arrival = Arrival(reservation, self._host)
+        arrival = Arrival(reservation, self._host, self._journals.of(reservation.migration_id))
         self._history.begin(
             reservation.migration_id,
             Role.DESTINATION,
@@ -156,12 +166,36 @@ class PeerService(PeerServicer):
         leftovers = await self._once(incoming, "abort", lambda: self._abort(incoming))
         self._history.end(request.migration_id, Outcome.ROLLED_BACK)
         self._incoming.pop(request.migration_id, None)
+        self._journals.forget(request.migration_id)
         return peer_pb2.AbortReply(leftovers=leftovers)
+
+    @reports_errors
+    async def AskWord(self, request: peer_pb2.AskWordRequest, context: Context) -> peer_pb2.AskWordReply:
+        """How a migration stands here."""
+        journal = self._journals.find(request.migration_id)
+        records = journal.records if journal else ()
+        if last_of(records, Mark.RESERVED):
+            word = destination_word(records)
+        else:
+            word = source_word(records, killed=self.killed_here(request.migration_id))
+        return peer_pb2.AskWordReply(word=peer_pb2.Word.Value(f"WORD_{word.name}"))
+
+    async def recover(self, migration_id: str, journal: MigrationJournal) -> Arrival:
+        """Take up again a migration that came in before this agent's life, so that the source can go on with it."""
+        reserved = last_of(journal.records, Mark.RESERVED)
+        assert reserved is not None
+        reservation = reservation_of(reserved.data)
+        images = await self._host.rooms.existing(migration_id) or Path()
+        arrival = Arrival.recovered(reservation, self._host, journal, images)
+        pages = self._listener.expect(images, 0)
+        pages.cancel()
+        self._incoming[migration_id] = _Incoming(arrival, pages)
+        return arrival
 
     async def close(self) -> None:
         """Undo what has not been resumed: the agent ends, and CRIU with it."""
         for incoming in list(self._incoming.values()):
-            if not incoming.arrival.resumed:
+            if not incoming.arrival.resumed and not incoming.arrival.recovered_from_crash:
                 await self._abort(incoming)
             await incoming.arrival.settled()
 
@@ -192,6 +226,16 @@ class PeerService(PeerServicer):
                 f"migration {migration_id} is not known on this host",
                 hint="Its agent was restarted, or it was aborted.",
             ) from None
+
+
+def peer_host(peer: str) -> str:
+    """Read the host out of gRPC's name for the other end: "ipv4:192.0.2.1:40000" or "ipv6:%5B2001:db8::1%5D:40000".
+
+    Give it as it can stand before a colon and a port.
+    """
+    address = unquote(peer.partition(":")[2]).rpartition(":")[0]
+    mapped = address.strip("[]").removeprefix("::ffff:")
+    return mapped if "." in mapped else address
 
 
 def _as_phaul(error: BaseException) -> PhaulError:

@@ -6,6 +6,7 @@ Called by `phaul agent` and by tests, which run two of them in one process. Ever
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import os
 import signal
 from collections.abc import Callable
@@ -23,10 +24,12 @@ from phaul.agent.agent_service import AgentService
 from phaul.agent.client import MESSAGE_LIMIT_BYTES
 from phaul.agent.destination import Destination, parse_destination
 from phaul.agent.history import History
+from phaul.agent.journals import Journals
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.page_listener import PageListener
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import PeerService
+from phaul.agent.settlers import Settlers
 from phaul.agent.trust import is_loopback, require_loopback_or_insecure
 from phaul.agent.wiring import make_connect, make_host
 from phaul.config import AgentConfig
@@ -39,7 +42,6 @@ from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
 from phaul.system.children import adopt_orphans
 from phaul.system.memory import page_size_bytes
-from phaul.system.mounts import mounted_below, unmount_memory
 
 log = structlog.get_logger(__name__)
 
@@ -60,9 +62,14 @@ class AgentServer:
         self._config = config
         self._host = host or make_host(config)
         self._history = History(config.state_dir / "migrations")
+        self._journals = Journals(config.state_dir / "migrations")
         self._listener = PageListener(page_size_bytes(), encode_pagemap)
-        self._migrations = OutgoingMigrations(self._host, self._history, connect or make_connect(config))
-        self._peer_service = PeerService(self._host, self._listener, self._history)
+        self._host = dataclasses.replace(self._host, peer_port=lambda: self.peer_port)
+        connect = connect or make_connect(config)
+        self._migrations = OutgoingMigrations(self._host, self._history, connect, self._journals)
+        self._peer_service = PeerService(self._host, self._listener, self._history, self._journals)
+        self._peer_service.killed_here = self._migrations.killed
+        self._settlers = Settlers(self._host, self._journals, self._history, self._peer_service, connect)
         self._person_server = grpc.aio.server(options=OPTIONS)
         self._peer_server = grpc.aio.server(options=OPTIONS)
         self.peer_port = 0
@@ -79,7 +86,6 @@ class AgentServer:
             )
         for directory in (config.runtime_dir, config.state_dir, config.socket.parent):
             directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        await self._clean_up_after_crash()
         try:
             await self._listener.start(listen.host, config.page_port)
         except OSError as error:
@@ -90,6 +96,7 @@ class AgentServer:
         await self._serve_peers(listen)
         await self._serve_person(config.socket)
         await self._peer_server.start()
+        self._settlers.start()
         await self._person_server.start()
         config.socket.chmod(0o600)
         log.info(
@@ -104,6 +111,7 @@ class AgentServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        await self._settlers.close()
         await self._migrations.close()
         await self._person_server.stop(STOP_GRACE_SECONDS)
         await self._peer_server.stop(STOP_GRACE_SECONDS)
@@ -136,12 +144,6 @@ class AgentServer:
             raise UsageError(f"the agent cannot listen on the socket {path}", detail=str(error)) from error
         finally:
             os.umask(mask)
-
-    async def _clean_up_after_crash(self) -> None:
-        """Images that an agent before us left: CRIU has ended with it, so nobody needs them."""
-        for path in mounted_below(self._config.runtime_dir / "images"):
-            log.warning("images.left_by_crash", path=str(path))
-            await asyncio.to_thread(unmount_memory, path)
 
 
 async def _add_standard_services(server: grpc.aio.Server, name: str) -> None:

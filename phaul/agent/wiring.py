@@ -25,7 +25,7 @@ from phaul.migration.facts import HostFacts
 from phaul.migration.interfaces import Engine, NetworkIdentity
 from phaul.network.identity import HostNetwork
 from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes
-from phaul.system.mounts import mount_memory, unmount_memory
+from phaul.system.mounts import mount_memory, mounted_below, unmount_memory
 from phaul.workloads.process import ProcessWorkload
 
 
@@ -40,6 +40,10 @@ class MonotonicClock:
         """CLOCK_REALTIME."""
         return time.time_ns() // 1000
 
+    async def sleep(self, seconds: float) -> None:
+        """Let the event loop go on meanwhile."""
+        await asyncio.sleep(seconds)
+
 
 class MemoryRooms:
     """`ImageRooms` as one tmpfs a migration below a directory."""
@@ -52,6 +56,11 @@ class MemoryRooms:
         path = self._directory / migration_id
         await asyncio.to_thread(mount_memory, path, size_bytes)
         return path
+
+    async def existing(self, migration_id: str) -> Path | None:
+        """A tmpfs outlives the agent that mounted it."""
+        path = self._directory / migration_id
+        return path if path in await asyncio.to_thread(mounted_below, self._directory) else None
 
     async def release(self, migration_id: str) -> None:
         """Unmount it; freeing a gigabyte takes the kernel a tenth of a second, so not in the loop's thread."""

@@ -7,6 +7,7 @@ and tell the truth about them: which copies run, are frozen or dead, on which ho
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -27,7 +28,9 @@ from phaul.migration.interfaces import (
     HeldRestore,
     RestoredTree,
     RestoreRequest,
+    TreeIdentity,
 )
+from phaul.migration.recovery import Tree
 from phaul.transfer import page_protocol
 from phaul.transfer.page_protocol import Command, Header, PageFlag
 
@@ -50,9 +53,14 @@ class FakeTree:
     memory: bytes
     connections: tuple[ConnectionFacts, ...] = ()
     state: TreeState = TreeState.RUNNING
+    born: int = field(default_factory=itertools.count(1).__next__)  # stands for the start time: no two copies share it
 
 
 Fault = Callable[[str], None]
+
+
+class AgentKilledError(BaseException):
+    """An agent that was killed tried to do something. Not an Exception: nothing may handle it."""
 
 
 @dataclass(slots=True, eq=False)
@@ -66,11 +74,21 @@ class FakeMachine:
     announced: list[str] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
     fault: Fault = lambda _: None
+    held: list[FakeHeldDump | FakeHeldRestore] = field(default_factory=list)
+    agent_alive: Callable[[], bool] = lambda: True
 
     def act(self, name: str) -> None:
-        """Note an act; whoever injects faults raises here."""
+        """Note an act of the agent; whoever injects faults raises here. A killed agent does nothing any more."""
+        if not self.agent_alive():
+            raise AgentKilledError(name)
         self.acts.append(name)
         self.fault(name)
+
+    def kill_agent(self) -> None:
+        """What the death of an agent does at once: each CRIU sees its socket close and rolls back."""
+        for held in self.held:
+            held.abandon()
+        self.held.clear()
 
     def state(self, pid: int) -> TreeState:
         """How the tree with this PID stands; DEAD where there is none."""
@@ -88,6 +106,10 @@ class FakeClock:
         """CLOCK_REALTIME."""
         return time.time_ns() // 1000
 
+    async def sleep(self, seconds: float) -> None:
+        """Wait for real."""
+        await asyncio.sleep(seconds)
+
 
 class FakeRooms:
     """Image directories on disk."""
@@ -102,6 +124,11 @@ class FakeRooms:
         path = self._directory / migration_id
         path.mkdir(parents=True)
         return path
+
+    async def existing(self, migration_id: str) -> Path | None:
+        """It outlives an agent."""
+        path = self._directory / migration_id
+        return path if path.exists() else None
 
     async def release(self, migration_id: str) -> None:
         """Remove it."""
@@ -124,6 +151,11 @@ class FakeTreeHandle:
     def pids(self) -> tuple[int, ...]:
         """One process."""
         return (self._tree.pid,)
+
+    @property
+    def identity(self) -> TreeIdentity:
+        """The same."""
+        return identity_of(self._tree)
 
     def kill(self) -> None:
         """End it."""
@@ -165,6 +197,27 @@ class FakeWorkload:
         self._machine.act("workload.hold")
         return FakeTreeHandle(self._machine, self._machine.trees[facts.root_pid])
 
+    async def identify(self, root_pid: int) -> TreeIdentity:
+        """Name the copy."""
+        return identity_of(self._machine.trees[root_pid])
+
+    async def look(self, identity: TreeIdentity) -> tuple[Tree, bool]:
+        """Say what became of it."""
+        self._machine.act("workload.look")
+        pid, born = identity.tasks[0]
+        tree = self._machine.trees.get(pid)
+        if tree is None or tree.born != born or tree.state is TreeState.DEAD:
+            return Tree.DEAD, False
+        return (Tree.HELD if tree.state is TreeState.FROZEN else Tree.ALIVE), False
+
+    async def finish_kill(self, identity: TreeIdentity) -> None:
+        """There is only a root task."""
+
+
+def identity_of(tree: FakeTree) -> TreeIdentity:
+    """Name a copy for good."""
+    return TreeIdentity("boot", ((tree.pid, tree.born),))
+
 
 class FakeNetwork:
     """`NetworkIdentity` on a machine."""
@@ -205,7 +258,7 @@ class FakeNetwork:
         self._machine.act("network.announce")
         self._machine.announced += [each.address for each in addresses]
 
-    async def remove_engine_locks(self, root_pid: int) -> None:
+    async def remove_engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts] = ()) -> None:
         """There are none."""
         self._machine.act("network.remove_engine_locks")
 
@@ -218,13 +271,21 @@ class FakeHeldDump:
         self._tree = tree
         self.frozen_since_us = time.monotonic_ns() // 1000
         self.decided = False
+        machine.held.append(self)
+
+    def abandon(self) -> None:
+        """CRIU sees the socket close: it lets the tree run on."""
+        if self._tree.state is TreeState.FROZEN:
+            self._tree.state = TreeState.RUNNING
 
     async def release_killed(self) -> None:
         """CRIU takes leave of a dead tree."""
+        self._machine.act("engine.release")
         self.decided = True
 
     async def resume(self) -> None:
         """Thaw, unless it is dead: nothing brings a killed tree back."""
+        self._machine.act("engine.resume")
         self.decided = True
         if self._tree.state is TreeState.FROZEN:
             self._tree.state = TreeState.RUNNING
@@ -238,6 +299,12 @@ class FakeHeldRestore:
         self._machine = machine
         self._tree = tree
         self.decided = False
+        machine.held.append(self)
+
+    def abandon(self) -> None:
+        """CRIU sees the socket close before the gate was passed: it kills the copy."""
+        if not self.decided:
+            self._tree.state = TreeState.DEAD
 
     @property
     def tree(self) -> RestoredTree:
@@ -252,6 +319,7 @@ class FakeHeldRestore:
 
     async def discard(self) -> None:
         """It is killed."""
+        self._machine.act("copy.discard")
         if not self.decided:
             self.decided = True
             self._tree.state = TreeState.DEAD
@@ -304,7 +372,8 @@ class FakeEngine:
         try:
             yield held
         finally:
-            await held.discard()
+            if not held.decided:
+                await held.discard()
 
 
 def send_memory(fd: int, tree: FakeTree) -> None:

@@ -10,6 +10,7 @@ holds a complete, restored copy, and the destination lets that run only when it 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
@@ -37,7 +38,15 @@ from phaul.migration.events import (
     Started,
     Warning,
 )
-from phaul.migration.facts import AddressFacts, CheckReport, HostFacts, MigrationRequest, Severity, WorkloadFacts
+from phaul.migration.facts import (
+    AddressFacts,
+    CheckReport,
+    ConnectionFacts,
+    HostFacts,
+    MigrationRequest,
+    Severity,
+    WorkloadFacts,
+)
 from phaul.migration.interfaces import (
     Clock,
     DumpRequest,
@@ -117,6 +126,7 @@ class Coordinator:
         self._undo = UndoStack()
         self._warnings: list[str] = []
         self.committed = False
+        self.killed = False
 
     async def run(self) -> MigrationReport:
         """Migrate. Returns when the destination runs the workload and the source is tidied up.
@@ -177,7 +187,7 @@ class Coordinator:
             await self._journal.write(Mark.RESUMED)
         finally:
             self._enter(Phase.CLEANUP)
-            await self._clean_up(held, tree, channel)
+            await self._clean_up(facts, held, tree, channel)
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         return self._report(facts, addresses, copy, image_bytes)
 
@@ -217,6 +227,7 @@ class Coordinator:
                 keep_connections=_has_connections(facts),
                 shell_job=facts.needs_shell_job,
                 source_port=self._host.peer_port(),
+                source_peer="",
             )
         )
         self._undo.add("the page channel", _as_undo(channel.close))
@@ -226,7 +237,7 @@ class Coordinator:
         self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], channel: PageChannel
     ) -> HeldDump:
         """The final dump, its memory going through the page channel; afterwards every task is frozen and held."""
-        self._undo.add("rules that CRIU made", lambda: self._host.network.remove_engine_locks(facts.root_pid))
+        self._undo.add("rules that CRIU made", lambda: self._remove_locks(facts))
         self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
 
         async def about_to_freeze() -> None:
@@ -283,6 +294,10 @@ class Coordinator:
             self.committed = False  # nobody was killed: this is a failure like any other
             raise
         tree.kill()
+        self.killed = True
+
+    async def _remove_locks(self, facts: WorkloadFacts) -> None:
+        await self._host.network.remove_engine_locks(facts.root_pid, facts.connections)
 
     async def _identify(self) -> TreeIdentity:
         return await self._host.workload.identify(self._request.root_pid)
@@ -309,13 +324,13 @@ class Coordinator:
                     detail=error.detail,
                 ) from error
 
-    async def _clean_up(self, held: HeldDump, tree: TreeHandle, channel: PageChannel) -> None:
+    async def _clean_up(self, facts: WorkloadFacts, held: HeldDump, tree: TreeHandle, channel: PageChannel) -> None:
         """Whatever fails here is a warning: the workload runs on the destination."""
         self._undo.forget()
         last = UndoStack()
         last.add("images on this host", lambda: self._host.rooms.release(self._id))
         last.add("the fence on this host", lambda: self._host.network.unfence(self._id))
-        last.add("rules that CRIU made", lambda: self._host.network.remove_engine_locks(self._request.root_pid))
+        last.add("rules that CRIU made", lambda: self._remove_locks(facts))
         last.add("the page channel", _as_undo(channel.close))
         last.add("handles of the killed tasks", _as_undo(tree.close))
         last.add("CRIU", lambda: self._dump.__aexit__(None, None, None))
@@ -413,12 +428,18 @@ def plan(
         "command": facts.tasks[0].command,
         "destination": request.destination,
         "addresses": [[each.address, each.prefix_length, each.device] for each in addresses],
+        "connections": [dataclasses.asdict(each) for each in facts.connections],
     }
 
 
 def planned_addresses(data: Data) -> tuple[AddressFacts, ...]:
     """The addresses of a plan."""
     return tuple(AddressFacts(str(address), int(prefix), str(device)) for address, prefix, device in data["addresses"])
+
+
+def planned_connections(data: Data) -> tuple[ConnectionFacts, ...]:
+    """The connections of a plan."""
+    return tuple(ConnectionFacts(**each) for each in data["connections"])
 
 
 def _has_connections(facts: WorkloadFacts) -> bool:

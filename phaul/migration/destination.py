@@ -15,8 +15,9 @@ from pathlib import Path
 from phaul.errors import DefectError, LostError, PhaulError, RestoreError, SwitchoverError
 from phaul.migration.coordinator import Host
 from phaul.migration.events import Outcome, Phase
+from phaul.migration.facts import AddressFacts
 from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest
-from phaul.migration.journal import Journal, Mark, last_of
+from phaul.migration.journal import Data, Journal, Mark, last_of
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
 
@@ -28,6 +29,12 @@ ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it
 def room_bytes(memory_bytes: int) -> int:
     """How much memory the pages of a workload of this size may take at most."""
     return memory_bytes + memory_bytes // 10 + MEMORY_SLACK_BYTES
+
+
+def reservation_of(data: Data) -> Reservation:
+    """Read a reservation out of the record that announced it."""
+    addresses = tuple(AddressFacts(**each) for each in data["addresses"])
+    return Reservation(**{**data, "addresses": addresses})
 
 
 class Arrival:
@@ -52,6 +59,7 @@ class Arrival:
         self.images = Path()
         self.resumed = False
         self.aborted = False
+        self.recovered_from_crash = False
 
     @property
     def _id(self) -> str:
@@ -120,9 +128,10 @@ class Arrival:
 
     @classmethod
     def recovered(cls, reservation: Reservation, host: Host, journal: Journal, images: Path) -> Arrival:
-        """Make the object again that an agent before this one had: no copy is held, all that can be undone is queued."""
+        """Make again what an agent before this one had: no copy is held, all that can be undone is queued."""
         arrival = cls(reservation, host, journal)
         arrival.images = images
+        arrival.recovered_from_crash = True
         arrival.resumed = last_of(journal.records, Mark.RUNNING) is not None
         arrival._undo.add("images on the destination", lambda: host.rooms.release(reservation.migration_id))
         if reservation.addresses:
@@ -222,6 +231,5 @@ class Arrival:
     async def _clean_up(self) -> None:
         if self._gate is not None:
             await self._gate.__aexit__(None, None, None)
-        await self._host.network.remove_engine_locks(self.reservation.root_pid)
         await self._host.rooms.release(self._id)
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts, HostFacts, WorkloadFacts
+from phaul.migration.facts import AddressFacts, ConnectionFacts, DestinationFacts, FileFacts, HostFacts, WorkloadFacts
 from phaul.migration.journal import Data
 from phaul.migration.recovery import Tree, Word
 
@@ -245,8 +245,8 @@ class NetworkIdentity(Protocol):
         """Tell the neighbours: gratuitous ARP and unsolicited neighbour advertisements, once each."""
         ...
 
-    async def remove_engine_locks(self, root_pid: int) -> None:
-        """Remove the packet filter rules that CRIU left behind for a tree that it dumped or restored."""
+    async def remove_engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts] = ()) -> None:
+        """Remove the packet filter rules that CRIU left behind for a tree that it dumped, known by its connections."""
         ...
 
 
@@ -289,6 +289,7 @@ class Reservation:
     migration_id: str
     source_host: str
     source_port: int  # where the source's agent can be asked, on the address that it calls from
+    source_peer: str  # the same as HOST:PORT; the destination fills it in
     root_pid: int
     command: str
     memory_bytes: int

@@ -1,8 +1,8 @@
 """What an agent that starts must do about the migrations it finds unfinished. Pure: journal and truth in, act out.
 
-`migration.settlement` observes and acts. Two rules carry it. A journal says what may have happened; whether it did is asked
-of the kernel (is this very process alive?) and of the other host, never guessed from time. And a copy runs only where
-it is certain that the source tree is dead and the destination has been told, or will be.
+`migration.settlement` observes and acts. Two rules carry it. A journal says what may have happened; whether it did is
+asked of the kernel (is this very process alive?) and of the other host, never guessed from time. And a copy runs only
+where it is certain that the source tree is dead and the destination has been told, or will be.
 """
 
 from __future__ import annotations
@@ -127,3 +127,25 @@ def decide_destination(records: Sequence[Record], truth: DestinationTruth) -> De
             return DestinationAct.DISCARD
         case _:
             return DestinationAct.ASK
+
+
+def source_word(records: Sequence[Record], *, killed: bool) -> Word:
+    """What the source says of a migration to the destination that asks. `killed`: its tree was killed in this life."""
+    end = last_of(records, Mark.ENDED)
+    if killed or last_of(records, Mark.RESUMED) or (end and end.data.get("outcome") == "completed"):
+        return Word.COMMITTED
+    if end or last_of(records, Mark.ROLLING_BACK):
+        return Word.ABORTED
+    return Word.UNDECIDED if records else Word.UNKNOWN
+
+
+def destination_word(records: Sequence[Record]) -> Word:
+    """What the destination says of a migration to the source that asks."""
+    end = last_of(records, Mark.ENDED)
+    if last_of(records, Mark.RUNNING) or (end and end.data.get("outcome") == "completed"):
+        return Word.RUNNING
+    if end or last_of(records, Mark.ABORTING):
+        return Word.ABORTED
+    if last_of(records, Mark.HELD):
+        return Word.HELD
+    return Word.RESERVED if records else Word.UNKNOWN

@@ -1,6 +1,6 @@
 """Bringing a migration to its end after an agent was killed: what `recovery` decides, done with the host's drivers.
 
-`agent.settlers` runs one of these for every unfinished journal when an agent starts. Nothing here gives up after COMMIT;
+`agent.settlers` runs one of these for every unfinished journal when an agent starts. Nothing gives up after COMMIT;
 what has to wait for the other host waits with back-off, in doubt, until that answers or a person decides.
 """
 
@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from phaul.errors import LostError, PhaulError, UnreachableError
-from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS, Host, planned_addresses
+from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS, Host, planned_addresses, planned_connections
 from phaul.migration.destination import Arrival
 from phaul.migration.events import Outcome
 from phaul.migration.interfaces import PeerAgent, TreeIdentity
-from phaul.migration.journal import Journal, Mark, last_of
+from phaul.migration.journal import Data, Journal, Mark, last_of
 from phaul.migration.recovery import (
     DestinationAct,
     DestinationTruth,
@@ -89,7 +89,7 @@ async def settle_destination(
     source: PeerAgent,
     report: Report = lambda _: None,
 ) -> Outcome:
-    """Settle a migration that came to this host. `arrival` was made again from the journal; the source may use it too."""
+    """Settle a migration that came to this host. `arrival` was made from the journal; the source may use it as well."""
     attempt = 0
     while True:
         held = last_of(journal.records, Mark.HELD)
@@ -135,10 +135,14 @@ async def _give_up_addresses(journal: Journal, host: Host) -> None:
     await host.network.remove(planned_addresses(plan.data))
 
 
+async def _remove_locks(plan: Data, host: Host) -> None:
+    await host.network.remove_engine_locks(int(plan["root_pid"]), planned_connections(plan))
+
+
 async def _tidy_up(migration_id: str, journal: Journal, host: Host) -> None:
     plan = last_of(journal.records, Mark.PLANNED)
     assert plan is not None
-    await host.network.remove_engine_locks(int(plan.data["root_pid"]))
+    await _remove_locks(plan.data, host)
     await host.network.unfence(migration_id)
     await host.rooms.release(migration_id)
 
@@ -154,7 +158,7 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
     undo.add("images on this host", lambda: host.rooms.release(migration_id))
     if frozen:
         undo.add("announcements", lambda: host.network.announce(addresses))
-        undo.add("rules that CRIU made", lambda: host.network.remove_engine_locks(int(plan.data["root_pid"])))
+        undo.add("rules that CRIU made", lambda: _remove_locks(plan.data, host))
         undo.add("the fence on this host", lambda: host.network.unfence(migration_id))
     if last_of(journal.records, Mark.SWITCHING):
         undo.add("the addresses", lambda: host.network.add(addresses))

@@ -1,7 +1,7 @@
 """Journals on disk: one file a migration, a JSON record a line with its checksum, fsynced record by record.
 
-Implements `migration.journal.Journal`; made by `agent.journals`. A last line that was cut by a crash is dropped: what it
-announced was not begun. Nothing else is ever changed or removed here.
+Implements `migration.journal.Journal`; made by `agent.journals`. A last line that was cut by a crash is dropped: what
+it announced was not begun. Nothing else is ever changed or removed here.
 """
 
 from __future__ import annotations

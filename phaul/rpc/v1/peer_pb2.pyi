@@ -9,6 +9,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from phaul.rpc.v1 import facts_pb2 as _facts_pb2
 import builtins as _builtins
 import sys
@@ -20,6 +21,47 @@ else:
     from typing_extensions import TypeAlias as _TypeAlias, Never as _Never
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class _Word:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _WordEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Word.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    WORD_UNSPECIFIED: _Word.ValueType  # 0
+    WORD_NO_ANSWER: _Word.ValueType  # 1
+    WORD_UNKNOWN: _Word.ValueType  # 2
+    """there is no record of it"""
+    WORD_UNDECIDED: _Word.ValueType  # 3
+    """source: under way, its tree not killed"""
+    WORD_ABORTED: _Word.ValueType  # 4
+    WORD_COMMITTED: _Word.ValueType  # 5
+    """source: its tree is dead, killed for this migration"""
+    WORD_RESERVED: _Word.ValueType  # 6
+    """destination: not all is there"""
+    WORD_HELD: _Word.ValueType  # 7
+    """destination: a complete copy, or the verified images for one"""
+    WORD_RUNNING: _Word.ValueType  # 8
+    """destination: the copy runs, or ran"""
+
+class Word(_Word, metaclass=_WordEnumTypeWrapper): ...
+
+WORD_UNSPECIFIED: Word.ValueType  # 0
+WORD_NO_ANSWER: Word.ValueType  # 1
+WORD_UNKNOWN: Word.ValueType  # 2
+"""there is no record of it"""
+WORD_UNDECIDED: Word.ValueType  # 3
+"""source: under way, its tree not killed"""
+WORD_ABORTED: Word.ValueType  # 4
+WORD_COMMITTED: Word.ValueType  # 5
+"""source: its tree is dead, killed for this migration"""
+WORD_RESERVED: Word.ValueType  # 6
+"""destination: not all is there"""
+WORD_HELD: Word.ValueType  # 7
+"""destination: a complete copy, or the verified images for one"""
+WORD_RUNNING: Word.ValueType  # 8
+"""destination: the copy runs, or ran"""
+Global___Word: _TypeAlias = Word  # noqa: Y015
 
 @_typing.final
 class ObserveRequest(_message.Message):
@@ -64,6 +106,8 @@ class PrepareRequest(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     KEEP_CONNECTIONS_FIELD_NUMBER: _builtins.int
     SHELL_JOB_FIELD_NUMBER: _builtins.int
+    SOURCE_PORT_FIELD_NUMBER: _builtins.int
+    SOURCE_PEER_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     source_host: _builtins.str
     root_pid: _builtins.int
@@ -71,6 +115,10 @@ class PrepareRequest(_message.Message):
     memory_bytes: _builtins.int
     keep_connections: _builtins.bool
     shell_job: _builtins.bool
+    source_port: _builtins.int
+    """where the source's agent listens, on the address that it calls from"""
+    source_peer: _builtins.str
+    """filled in by the destination"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AddressFacts]:
         """as they stand on the source; the device is what the destination shall use"""
@@ -86,10 +134,12 @@ class PrepareRequest(_message.Message):
         addresses: _abc.Iterable[_facts_pb2.AddressFacts] | None = ...,
         keep_connections: _builtins.bool = ...,
         shell_job: _builtins.bool = ...,
+        source_port: _builtins.int = ...,
+        source_peer: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -304,3 +354,41 @@ class AbortReply(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AbortReply: _TypeAlias = AbortReply  # noqa: Y015
+
+@_typing.final
+class AskWordRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskWordRequest: _TypeAlias = AskWordRequest  # noqa: Y015
+
+@_typing.final
+class AskWordReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WORD_FIELD_NUMBER: _builtins.int
+    word: Global___Word.ValueType
+    def __init__(
+        self,
+        *,
+        word: Global___Word.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["word", b"word"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskWordReply: _TypeAlias = AskWordReply  # noqa: Y015

@@ -65,6 +65,11 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AbortRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AbortReply.FromString,
                 _registered_method=True)
+        self.AskWord = channel.unary_unary(
+                '/phaul.v1.Peer/AskWord',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AskWordRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AskWordReply.FromString,
+                _registered_method=True)
 
 
 class PeerServicer:
@@ -112,6 +117,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AskWord(self, request, context):
+        """How a migration stands here. Either side may ask the other; asking changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_PeerServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +156,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Abort,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AbortRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AbortReply.SerializeToString,
+            ),
+            'AskWord': grpc.unary_unary_rpc_method_handler(
+                    servicer.AskWord,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AskWordRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AskWordReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -308,6 +325,33 @@ class Peer:
             '/phaul.v1.Peer/Abort',
             phaul_dot_rpc_dot_v1_dot_peer__pb2.AbortRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_peer__pb2.AbortReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AskWord(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Peer/AskWord',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.AskWordRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.AskWordReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -46,6 +46,8 @@ class PeerStub:
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
     Abort: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]
     """Undoes everything this migration did here, at any point before RESUME."""
+    AskWord: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AskWordRequest, _peer_pb2.AskWordReply]
+    """How a migration stands here. Either side may ask the other; asking changes nothing."""
 
 @_typing.type_check_only
 class PeerAsyncStub(PeerStub):
@@ -62,6 +64,8 @@ class PeerAsyncStub(PeerStub):
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
     Abort: _aio.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]  # type: ignore[assignment]
     """Undoes everything this migration did here, at any point before RESUME."""
+    AskWord: _aio.UnaryUnaryMultiCallable[_peer_pb2.AskWordRequest, _peer_pb2.AskWordReply]  # type: ignore[assignment]
+    """How a migration stands here. Either side may ask the other; asking changes nothing."""
 
 class PeerServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -111,5 +115,13 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.AbortReply, _abc.Awaitable[_peer_pb2.AbortReply]]:
         """Undoes everything this migration did here, at any point before RESUME."""
+
+    @_abc_1.abstractmethod
+    def AskWord(
+        self,
+        request: _peer_pb2.AskWordRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.AskWordReply, _abc.Awaitable[_peer_pb2.AskWordReply]]:
+        """How a migration stands here. Either side may ask the other; asking changes nothing."""
 
 def add_PeerServicer_to_server(servicer: PeerServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

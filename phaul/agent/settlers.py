@@ -1,0 +1,119 @@
+"""What an agent does at its start about the migrations that the one before it left in the middle: one task for each.
+
+Owned by `agent.server`. Which act is right is decided in `migration.recovery`; here the journals are found, the other
+host is reached, and `phaul status` is told how it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from phaul.agent.history import History
+from phaul.agent.journals import Journals, MigrationJournal
+from phaul.agent.peer_client import GrpcPeer
+from phaul.agent.peer_service import PeerService
+from phaul.errors import DefectError, InDoubtError, LostError, PhaulError, RolledBackError
+from phaul.migration.coordinator import Host
+from phaul.migration.events import Outcome
+from phaul.migration.journal import Mark, last_of
+from phaul.migration.settlement import settle_destination, settle_source
+
+log = structlog.get_logger(__name__)
+
+AGAIN_SECONDS = 5.0  # after something that should not have failed has failed
+
+
+class Settlers:
+    """The tasks that settle. Owns them until `close`, which leaves what is unsettled to the next agent."""
+
+    def __init__(
+        self,
+        host: Host,
+        journals: Journals,
+        history: History,
+        arrivals: PeerService,
+        connect: Callable[[str], GrpcPeer],
+    ) -> None:
+        self._host = host
+        self._journals = journals
+        self._history = history
+        self._arrivals = arrivals
+        self._connect = connect
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    def start(self) -> None:
+        """Begin to settle everything that is unfinished."""
+        for migration_id, journal in self._journals.unfinished():
+            log.warning("migration.unfinished", migration_id=migration_id, last=str(journal.records[-1].mark))
+            outgoing = last_of(journal.records, Mark.PLANNED) is not None
+            work = self._source if outgoing else self._destination
+            self._tasks[migration_id] = asyncio.create_task(self._settle(migration_id, journal, work))
+        self._history.end_unplanned(set(self._tasks))
+
+    def under_way(self, migration_id: str) -> bool:
+        """Whether this migration is being settled."""
+        return migration_id in self._tasks and not self._tasks[migration_id].done()
+
+    async def close(self) -> None:
+        """Leave off."""
+        for task in self._tasks.values():
+            task.cancel()
+        await asyncio.gather(*self._tasks.values(), return_exceptions=True)
+
+    async def _settle(
+        self,
+        migration_id: str,
+        journal: MigrationJournal,
+        work: Callable[[str, MigrationJournal], Awaitable[Outcome]],
+    ) -> None:
+        while True:
+            try:
+                outcome = await work(migration_id, journal)
+            except LostError as error:
+                self._history.end(migration_id, Outcome.LOST, error=error)
+                await journal.write(Mark.ENDED, {"outcome": str(Outcome.LOST)})
+                return
+            except Exception as failure:
+                known = failure if isinstance(failure, PhaulError) else DefectError(f"{failure!r}")
+                log.exception("migration.not_settled", migration_id=migration_id)
+                self._history.end(migration_id, Outcome.IN_DOUBT, error=InDoubtError(known.message, hint=known.hint))
+                await asyncio.sleep(AGAIN_SECONDS)
+                continue
+            log.info("migration.settled", migration_id=migration_id, outcome=str(outcome))
+            error_of = RolledBackError("the agent was restarted in the middle; the migration was rolled back")
+            self._history.end(migration_id, outcome, error=error_of if outcome is Outcome.ROLLED_BACK else None)
+            return
+
+    async def _source(self, migration_id: str, journal: MigrationJournal) -> Outcome:
+        plan = last_of(journal.records, Mark.PLANNED)
+        assert plan is not None
+        peer = self._connect(str(plan.data["destination"]))
+        try:
+            return await settle_source(
+                migration_id, journal, self._host, peer, lambda outcome: self._doubt(migration_id, outcome)
+            )
+        finally:
+            await peer.close()
+
+    async def _destination(self, migration_id: str, journal: MigrationJournal) -> Outcome:
+        arrival = await self._arrivals.recover(migration_id, journal)
+        peer = self._connect(arrival.reservation.source_peer)
+        try:
+            return await settle_destination(
+                migration_id, journal, arrival, self._host, peer, lambda outcome: self._doubt(migration_id, outcome)
+            )
+        finally:
+            await peer.close()
+
+    def _doubt(self, migration_id: str, outcome: Outcome) -> None:
+        self._history.end(
+            migration_id,
+            outcome,
+            error=InDoubtError(
+                "the other host does not answer, and only it knows whether the workload may run here",
+                hint=f"It is asked again until it answers. If it is gone for good: `phaul resolve {migration_id}`.",
+            ),
+        )
