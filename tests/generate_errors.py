@@ -1,7 +1,7 @@
 """Make docs/errors.md from phaul/errors.py. `python -m tests.generate_errors` writes it.
 
-tests/unit/test_errors.py fails when it differs from what is committed. An error class that is raised by one package alone lives there; only those that a person meets by their code, the ones
-of phaul/errors.py, are in the table.
+tests/unit/test_errors.py fails when it differs from what is committed. An error class that one package alone raises
+lives there; the table holds those that a person meets by their code, the ones of phaul/errors.py.
 """
 
 from __future__ import annotations
