@@ -120,13 +120,14 @@ def memory_bar(view: MigrationView, glyphs: Glyphs) -> RenderableType:
 
 
 def memory_text(view: MigrationView, glyphs: Glyphs) -> str:
-    """Say in words what `memory_bar` draws; "not yet" before the first byte."""
+    """Say in words what `memory_bar` draws; "nothing sent yet" before the first byte."""
     if not view.done_bytes:
         return "nothing sent yet"
-    parts = [f"{format_bytes(view.done_bytes)} of {format_bytes(view.total_bytes)}"]
+    sent = f"{format_bytes(view.done_bytes)} of {format_bytes(view.total_bytes)}"
+    parts = ["all sent" if view.memory_sent else sent]
     if view.bytes_per_second:
         parts.append(format_rate(view.bytes_per_second))
-    if view.eta_seconds and view.done_bytes < view.total_bytes:
+    if view.eta_seconds:
         parts.append(f"{format_seconds(view.eta_seconds)} left")
     return glyphs.dot.join(parts)
 

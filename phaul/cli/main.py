@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
@@ -66,6 +68,8 @@ app.command(epilog=agent.EPILOG)(agent.agent)
 
 
 app.add_typer(lab.app, name="lab")
+if find_spec("phaul.cli.demo") is not None:  # left out of packages that have no lab
+    app.command("demo")(import_module("phaul.cli.demo").demo)
 
 
 @app.command("version")

@@ -65,6 +65,7 @@ class MigrationView:
     done_bytes: int = 0
     total_bytes: int = 0
     bytes_per_second: int = 0
+    memory_sent: bool = False  # all of it, which is known once a phase after FREEZE has begun
     warnings: tuple[str, ...] = ()
     outcome: str = ""  # as `outcome_name` gives it; "" while it runs
     report: MigrationReport | None = None
@@ -85,12 +86,14 @@ class MigrationView:
     @property
     def share(self) -> float | None:
         """How much of the memory has gone, 0 to 1; None before there is anything to say."""
+        if self.memory_sent:
+            return 1.0
         return min(1.0, self.done_bytes / self.total_bytes) if self.total_bytes else None
 
     @property
     def eta_seconds(self) -> float | None:
         """How long the rest of the memory will take at the present rate; None where that cannot be said."""
-        if not self.bytes_per_second or not self.total_bytes or self.outcome:
+        if not self.bytes_per_second or not self.total_bytes or self.memory_sent or self.outcome:
             return None
         return max(0, self.total_bytes - self.done_bytes) / self.bytes_per_second
 
@@ -127,12 +130,12 @@ def advance(view: MigrationView, event: MigrationEvent) -> MigrationView:
             )
         case "phase_started":
             begun = PhaseView(phase_name(event.phase_started.phase), event.unix_us)
-            # The total was an estimate: once the phase after FREEZE begins, what was sent is all there was.
-            sent_all = event.phase_started.phase > Phase.PHASE_FREEZE and view.done_bytes
             return replace(
                 view,
                 phases=(*_end_phase(view, event.unix_us, PhaseState.DONE), begun),
-                total_bytes=view.done_bytes if sent_all else view.total_bytes,
+                # The total was an estimate, and the last figure of progress came before the end of FREEZE.
+                memory_sent=view.memory_sent
+                or (event.phase_started.phase > Phase.PHASE_FREEZE and view.done_bytes > 0),
             )
         case "progress":
             progress = event.progress

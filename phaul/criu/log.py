@@ -15,10 +15,8 @@ SHOWN_ERRORS = 5
 # Time and task stand there at log levels above 2 only.
 ERROR_LINE = re.compile(r"^(\([\d.]+\))?\s*(\d+:\s*)*Error\s*(\([^)]*\))?:?\s*(?P<text>.*)$")
 
-# Errors that CRIU prints at every rollback, or of which it says itself that they do not matter.
-NOISE = re.compile(
-    r"Dumping FAILED|Restoring FAILED|Can't get rlimit|Can't setup RLIMIT_NOFILE|Unable to open .*stats-"
-)
+# Errors that CRIU prints at every rollback, or that keep it from nothing.
+NOISE = re.compile(r"Dumping FAILED|Restoring FAILED|Can't setup RLIMIT_NOFILE|Unable to open .*stats-")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,13 +55,13 @@ CAUSES = (
         "Try again when the workload has accepted them, or let them go with --drop-unaccepted.",
     ),
     _cause(
-        r"(Can't open file|Can't open) (?P<what>\S+)",
-        "the file {what} is not there, or cannot be opened",
+        r"Can't open file /?(?P<what>[^\s:]+)",  # CRIU names paths from the root on
+        "the file /{what} is not there, or cannot be opened",
         "Copy the file to the destination under the same path, or keep it on shared storage.",
     ),
     _cause(
-        r"File (?P<what>\S+) has bad (?P<why>size|mode|build-id)",
-        "the file {what} has another {why} than on the source",
+        r"File /?(?P<what>\S+) has bad (?P<why>size|mode|build-id)",
+        "the file /{what} has another {why} than on the source",
         "Copy the file to the destination, or keep it on shared storage.",
     ),
     _cause(
@@ -91,7 +89,22 @@ CAUSES = (
         "a Unix socket of the workload is connected to a process that does not move",
         "Close that connection, or move both ends together.",
     ),
-    _cause(r"is not a session leader|shell.?job", "the workload does not lead its session", "Start it with `setsid`."),
+    _cause(
+        r"A session leader of .* is outside of its pid namespace|is not a session leader|shell.?job",
+        "the workload does not lead its session",
+        "Start it with `setsid`.",
+    ),
+    _cause(
+        r"Connected TCP socket, consider using --tcp-established",
+        "the workload has opened a TCP connection since it was looked at",
+        "Try again.",
+    ),
+    _cause(
+        r"Can't get rlimit",
+        "CRIU may not read the limits of another user's process: it lacks CAP_SYS_RESOURCE",
+        "Give phaul's agent that capability.",
+    ),
+    _cause(r"Unexpected EOF on", "an image is missing or cut short", ""),
     _cause(
         r"(No space left on device|ENOSPC)",
         "the image directory is full",
@@ -111,8 +124,8 @@ def excerpt(text: str, path: Path) -> LogExcerpt:
         match = ERROR_LINE.match(line.strip())
         if match and match["text"] and not NOISE.search(match["text"]) and match["text"] not in errors:
             errors.append(match["text"].strip())
-    for known in CAUSES:
-        for error in errors:
+    for error in errors:  # an early one is the cause of those that follow
+        for known in CAUSES:
             found = known.pattern.search(error)
             if found:
                 return LogExcerpt(

@@ -11,6 +11,8 @@ import pytest
 from phaul.lab import machine
 from phaul.lab.cluster import Lab
 
+from .stage import Stage
+
 HERE = Path(__file__).parent
 
 
@@ -41,3 +43,10 @@ def bare_lab() -> Iterator[Lab]:
     """A lab without agents, for the tests of one module."""
     with Lab.up(unique_name("bare"), agents=False) as up:
         yield up
+
+
+@pytest.fixture
+def stage(lab: Lab) -> Iterator[Stage]:
+    """The lab for one test that migrates; both hosts must be as before when it has ended."""
+    with Stage(lab) as set_up:
+        yield set_up

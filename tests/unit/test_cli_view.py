@@ -77,7 +77,7 @@ def test_memory_is_all_there_once_the_next_phase_begins() -> None:
     assert (at_freeze.done_bytes, at_freeze.total_bytes) == (200 * MIB, 271 * MIB)
     assert at_freeze.eta_seconds == pytest.approx(71 / 1200)
     at_transfer = advance(at_freeze, COMPLETED[7])
-    assert at_transfer.share == 1.0
+    assert (at_transfer.share, at_transfer.eta_seconds, at_transfer.memory_sent) == (1.0, None, True)
 
 
 def test_pre_copy_is_no_pending_phase_but_is_shown_when_it_takes_place() -> None:
