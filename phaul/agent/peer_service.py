@@ -1,29 +1,25 @@
-"""The `Peer` service: what this host does for a migration that comes in. One `Arrival` a migration does the work.
+"""The `Peer` service: what other agents ask of this host. Translates gRPC; `migration.arrivals` does the work.
 
-Made by `agent.server`. Steps of one migration are taken one after the other, and a step that is repeated while it is
-under way or done gives the same answer: the source may ask again after a lost reply.
+Made by `agent.server`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, TypeVar, cast
+from collections.abc import AsyncIterator, Callable
 from urllib.parse import unquote
 
 import structlog
 
 from phaul.agent.history import History
-from phaul.agent.journals import Journals, MigrationJournal
 from phaul.agent.messages import from_message, to_message
-from phaul.agent.page_listener import ExpectedPages, PageListener
+from phaul.agent.page_listener import PageListener
 from phaul.agent.rpc_errors import Context, reports_errors
-from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
+from phaul.errors import PhaulError
+from phaul.migration.arrivals import Arrivals, Journals
 from phaul.migration.coordinator import Host
-from phaul.migration.destination import SMALL_IMAGES_BYTES, Arrival, reservation_of, room_bytes
+from phaul.migration.destination import SMALL_IMAGES_BYTES
 from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import DestinationFacts, FileFacts
 from phaul.migration.interfaces import Reservation
@@ -35,31 +31,50 @@ from phaul.transfer.image_stream import Chunk, ImageWriter
 
 log = structlog.get_logger(__name__)
 
-R = TypeVar("R")
 
-REMEMBERED = 32  # migrations that have ended, so that a repeated Resume gets its answer again
+class HistoryObserver:
+    """`ArrivalObserver` that writes the history and the log."""
 
+    def __init__(self, history: History) -> None:
+        self._history = history
 
-@dataclass(slots=True, eq=False)
-class _Incoming:
-    """One migration and the answers it has given. A step under way or done stands in `answers`."""
+    def arrived(self, reservation: Reservation) -> None:
+        """A migration comes in."""
+        log.info("arrival.prepared", migration_id=reservation.migration_id, source=reservation.source_host)
+        self._history.begin(
+            reservation.migration_id,
+            Role.DESTINATION,
+            reservation.source_host,
+            reservation.root_pid,
+            reservation.command,
+        )
 
-    arrival: Arrival
-    pages: ExpectedPages
-    answers: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+    def settled(self, migration_id: str, outcome: Outcome, error: PhaulError | None) -> None:
+        """It has ended, or is in doubt."""
+        log.info("arrival.settled", migration_id=migration_id, outcome=str(outcome))
+        self._history.end(migration_id, outcome, error=error)
 
 
 class PeerService(PeerServicer):
-    """Serves other agents. Owns the incoming migrations until they have ended."""
+    """Serves other agents. Holds nothing of its own.
 
-    def __init__(self, host: Host, listener: PageListener, history: History, journals: Journals) -> None:
+    Args:
+        killed_here: says whether the tree of a migration that left this host was killed in this agent's life.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        arrivals: Arrivals,
+        journals: Journals,
+        listener: PageListener,
+        killed_here: Callable[[str], bool],
+    ) -> None:
         self._host = host
+        self._arrivals = arrivals
         self._journals = journals
-        self.killed_here: Callable[[str], bool] = lambda _: False  # of a migration that left; `agent.server` sets it
         self._listener = listener
-        self._history = history
-        self._incoming: dict[str, _Incoming] = {}
-        self._preparing = asyncio.Lock()
+        self._killed_here = killed_here
 
     @reports_errors
     async def Observe(self, request: peer_pb2.ObserveRequest, context: Context) -> facts_pb2.DestinationFacts:
@@ -76,48 +91,10 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Prepare(self, request: peer_pb2.PrepareRequest, context: Context) -> peer_pb2.PrepareReply:
         """Reserve room and a page channel."""
-        async with self._preparing:
-            incoming = self._incoming.get(request.migration_id)
-            if incoming is None:
-                reservation = from_message(request, Reservation)
-                source = f"{peer_host(context.peer())}:{reservation.source_port}"
-                incoming = await self._admit(dataclasses.replace(reservation, source_peer=source))
-        return peer_pb2.PrepareReply(page_channel_port=self._listener.port, token=incoming.pages.token)
-
-    async def _admit(self, reservation: Reservation) -> _Incoming:
-        twin = next(
-            (
-                other.arrival.reservation
-                for other in self._incoming.values()
-                if other.arrival.reservation.root_pid == reservation.root_pid and not other.arrival.ended
-            ),
-            None,
-        )
-        if twin is not None:
-            raise PreflightError(
-                f"PID {reservation.root_pid} is expected here already, by migration {twin.migration_id}",
-                hint="Wait until that one has ended, or cancel it.",
-            )
-        arrival = Arrival(reservation, self._host, self._journals.of(reservation.migration_id))
-        self._history.begin(
-            reservation.migration_id,
-            Role.DESTINATION,
-            reservation.source_host,
-            reservation.root_pid,
-            reservation.command,
-        )
-        try:
-            directory = await arrival.prepare()
-        except BaseException as error:
-            await arrival.abort()
-            self._history.end(reservation.migration_id, Outcome.REFUSED, error=_as_phaul(error))
-            raise
-        pages = self._listener.expect(directory, room_bytes(reservation.memory_bytes))
-        incoming = _Incoming(arrival, pages)
-        self._incoming[reservation.migration_id] = incoming
-        self._forget_oldest()
-        log.info("arrival.prepared", migration_id=reservation.migration_id, source=reservation.source_host)
-        return incoming
+        reservation = from_message(request, Reservation)
+        source = f"{peer_host(context.peer())}:{reservation.source_port}"
+        token = await self._arrivals.prepare(dataclasses.replace(reservation, source_peer=source))
+        return peer_pb2.PrepareReply(page_channel_port=self._listener.port, token=token)
 
     @reports_errors
     async def SendImages(
@@ -127,8 +104,7 @@ class PeerService(PeerServicer):
         writer: ImageWriter | None = None
         async for message in request:
             if writer is None:
-                arrival = self._find(message.migration_id).arrival
-                writer = ImageWriter(arrival.images, SMALL_IMAGES_BYTES)
+                writer = ImageWriter(self._arrivals.images(message.migration_id), SMALL_IMAGES_BYTES)
             writer.write(
                 Chunk(message.name, message.data, message.last, sha256=message.sha256, size_bytes=message.size_bytes)
             )
@@ -140,34 +116,18 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Restore(self, request: peer_pb2.RestoreRequest, context: Context) -> peer_pb2.RestoreReply:
         """Restore and hold."""
-        incoming = self._find(request.migration_id)
-        copy = await self._once(incoming, "restore", lambda: incoming.arrival.restore(incoming.pages.received))
-        return to_message(copy, peer_pb2.RestoreReply)
+        return to_message(await self._arrivals.restore(request.migration_id), peer_pb2.RestoreReply)
 
     @reports_errors
     async def Resume(self, request: peer_pb2.ResumeRequest, context: Context) -> peer_pb2.ResumeReply:
         """Let the copy run."""
-        incoming = self._find(request.migration_id)
-        try:
-            warnings = await self._once(incoming, "resume", incoming.arrival.resume)
-        except PhaulError as error:
-            self._history.end(request.migration_id, Outcome.LOST, error=error)
-            raise
-        self._history.end(request.migration_id, Outcome.COMPLETED)
-        return peer_pb2.ResumeReply(warnings=warnings)
+        return peer_pb2.ResumeReply(warnings=await self._arrivals.resume(request.migration_id))
 
     @reports_errors
     async def Abort(self, request: peer_pb2.AbortRequest, context: Context) -> peer_pb2.AbortReply:
-        """Undo everything. A migration that is not known here has nothing to undo."""
-        incoming = self._incoming.get(request.migration_id)
-        if incoming is None:
-            return peer_pb2.AbortReply()
-        log.info("arrival.aborted", migration_id=request.migration_id, reason=request.reason)
-        leftovers = await self._once(incoming, "abort", lambda: self._abort(incoming))
-        self._history.end(request.migration_id, Outcome.ROLLED_BACK)
-        self._incoming.pop(request.migration_id, None)
-        self._journals.forget(request.migration_id)
-        return peer_pb2.AbortReply(leftovers=leftovers)
+        """Undo everything."""
+        log.info("arrival.abort_asked", migration_id=request.migration_id, reason=request.reason)
+        return peer_pb2.AbortReply(leftovers=await self._arrivals.abort(request.migration_id))
 
     @reports_errors
     async def AskWord(self, request: peer_pb2.AskWordRequest, context: Context) -> peer_pb2.AskWordReply:
@@ -177,55 +137,8 @@ class PeerService(PeerServicer):
         if last_of(records, Mark.RESERVED):
             word = destination_word(records)
         else:
-            word = source_word(records, killed=self.killed_here(request.migration_id))
+            word = source_word(records, killed=self._killed_here(request.migration_id))
         return peer_pb2.AskWordReply(word=peer_pb2.Word.Value(f"WORD_{word.name}"))
-
-    async def recover(self, migration_id: str, journal: MigrationJournal) -> Arrival:
-        """Take up again a migration that came in before this agent's life, so that the source can go on with it."""
-        reserved = last_of(journal.records, Mark.RESERVED)
-        assert reserved is not None
-        reservation = reservation_of(reserved.data)
-        images = await self._host.rooms.existing(migration_id) or Path()
-        arrival = Arrival.recovered(reservation, self._host, journal, images)
-        pages = self._listener.expect(images, 0)
-        pages.cancel()
-        self._incoming[migration_id] = _Incoming(arrival, pages)
-        return arrival
-
-    async def close(self) -> None:
-        """Undo what has not been resumed: the agent ends, and CRIU with it."""
-        for incoming in list(self._incoming.values()):
-            if not incoming.arrival.resumed and not incoming.arrival.recovered_from_crash:
-                await self._abort(incoming)
-            await incoming.arrival.settled()
-
-    async def _abort(self, incoming: _Incoming) -> tuple[str, ...]:
-        incoming.pages.cancel()
-        restoring = incoming.answers.get("restore")
-        if restoring is not None and not restoring.done():
-            restoring.cancel()
-            await asyncio.wait([restoring])
-        return await incoming.arrival.abort()
-
-    async def _once(self, incoming: _Incoming, step: str, act: Callable[[], Awaitable[R]]) -> R:
-        """Do a step that was not begun yet; give the answer of one that was. A caller that leaves does not end it."""
-        if step not in incoming.answers:
-            incoming.answers[step] = asyncio.ensure_future(act())
-        return cast("R", await asyncio.shield(incoming.answers[step]))
-
-    def _forget_oldest(self) -> None:
-        ended = [migration_id for migration_id, incoming in self._incoming.items() if incoming.arrival.ended]
-        for migration_id in ended[:-REMEMBERED]:
-            del self._incoming[migration_id]
-
-    def _find(self, migration_id: str) -> _Incoming:
-        try:
-            return self._incoming[migration_id]
-        except KeyError:
-            raise NoSuchMigrationError(
-                f"migration {migration_id} is not known on this host",
-                hint="Its agent was restarted, or it was aborted.",
-            ) from None
 
 
 def peer_host(peer: str) -> str:
@@ -236,7 +149,3 @@ def peer_host(peer: str) -> str:
     address = unquote(peer.partition(":")[2]).rpartition(":")[0]
     mapped = address.strip("[]").removeprefix("::ffff:")
     return mapped if "." in mapped else address
-
-
-def _as_phaul(error: BaseException) -> PhaulError:
-    return error if isinstance(error, PhaulError) else PhaulError(str(error) or type(error).__name__)

@@ -28,13 +28,14 @@ from phaul.agent.journals import Journals
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.page_listener import PageListener
 from phaul.agent.peer_client import GrpcPeer
-from phaul.agent.peer_service import PeerService
+from phaul.agent.peer_service import HistoryObserver, PeerService
 from phaul.agent.settlers import Settlers
 from phaul.agent.trust import is_loopback, require_loopback_or_insecure
 from phaul.agent.wiring import make_connect, make_host
 from phaul.config import AgentConfig
 from phaul.criu.images import encode_pagemap
 from phaul.errors import UsageError
+from phaul.migration.arrivals import Arrivals
 from phaul.migration.coordinator import Host
 from phaul.observe.logs import configure_logs
 from phaul.rpc.v1 import agent_pb2, peer_pb2
@@ -67,9 +68,13 @@ class AgentServer:
         self._host = dataclasses.replace(self._host, peer_port=lambda: self.peer_port)
         connect = connect or make_connect(config)
         self._migrations = OutgoingMigrations(self._host, self._history, connect, self._journals)
-        self._peer_service = PeerService(self._host, self._listener, self._history, self._journals)
-        self._peer_service.killed_here = self._migrations.killed
-        self._settlers = Settlers(self._host, self._journals, self._history, self._peer_service, connect)
+        self._arrivals = Arrivals(
+            self._host, self._journals, HistoryObserver(self._history), self._listener.expect, connect
+        )
+        self._peer_service = PeerService(
+            self._host, self._arrivals, self._journals, self._listener, self._migrations.killed
+        )
+        self._settlers = Settlers(self._host, self._journals, self._history, self._arrivals, connect)
         self._person_server = grpc.aio.server(options=OPTIONS)
         self._peer_server = grpc.aio.server(options=OPTIONS)
         self.peer_port = 0
@@ -115,7 +120,7 @@ class AgentServer:
         await self._migrations.close()
         await self._person_server.stop(STOP_GRACE_SECONDS)
         await self._peer_server.stop(STOP_GRACE_SECONDS)
-        await self._peer_service.close()
+        await self._arrivals.close()
         await self._listener.close()
         self._config.socket.unlink(missing_ok=True)
         log.info("agent.stopped")

@@ -14,8 +14,8 @@ import structlog
 from phaul.agent.history import History
 from phaul.agent.journals import Journals, MigrationJournal
 from phaul.agent.peer_client import GrpcPeer
-from phaul.agent.peer_service import PeerService
 from phaul.errors import DefectError, InDoubtError, LostError, PhaulError, RolledBackError
+from phaul.migration.arrivals import Arrivals
 from phaul.migration.coordinator import Host
 from phaul.migration.events import Outcome
 from phaul.migration.journal import Mark, last_of
@@ -34,7 +34,7 @@ class Settlers:
         host: Host,
         journals: Journals,
         history: History,
-        arrivals: PeerService,
+        arrivals: Arrivals,
         connect: Callable[[str], GrpcPeer],
     ) -> None:
         self._host = host

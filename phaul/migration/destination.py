@@ -59,11 +59,15 @@ class Arrival:
         self.images = Path()
         self.resumed = False
         self.aborted = False
-        self.recovered_from_crash = False
 
     @property
     def _id(self) -> str:
         return self.reservation.migration_id
+
+    @property
+    def may_be_the_last_copy(self) -> bool:
+        """Whether the source has been, or may have been, told that a complete copy is held here."""
+        return not self.aborted and last_of(self._journal.records, Mark.HELD) is not None
 
     @property
     def ended(self) -> bool:
@@ -131,7 +135,6 @@ class Arrival:
         """Make again what an agent before this one had: no copy is held, all that can be undone is queued."""
         arrival = cls(reservation, host, journal)
         arrival.images = images
-        arrival.recovered_from_crash = True
         arrival.resumed = last_of(journal.records, Mark.RUNNING) is not None
         arrival._undo.add("images on the destination", lambda: host.rooms.release(reservation.migration_id))
         if reservation.addresses:
@@ -164,6 +167,11 @@ class Arrival:
             self._announcing.cancel()
         if self._cleaning is not None:
             await asyncio.wait([self._cleaning])
+
+    async def let_go(self) -> None:
+        """The agent ends: CRIU is let go of, which kills a copy that is still held. Images and journal stay."""
+        if self._gate is not None and not self.resumed:
+            await self._gate.__aexit__(None, None, None)
 
     async def _take_addresses(self) -> None:
         addresses = self.reservation.addresses

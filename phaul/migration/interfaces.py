@@ -342,6 +342,10 @@ class PeerAgent(Protocol):
         """Have everything undone over there; returns what could not be."""
         ...
 
+    async def close(self) -> None:
+        """Give the connection back."""
+        ...
+
     async def word(self, migration_id: str) -> Word:
         """Ask how the migration stands over there; `Word.NO_ANSWER` where nobody answers. Never raises."""
         ...

@@ -1,0 +1,254 @@
+"""All migrations that come in to a host: each step done once, however often it is asked for, until either side decides.
+
+`agent.peer_service` translates gRPC to these calls, the crash model calls them directly. A step that is repeated while
+it is under way or done gives the same answer: the source may ask again after a lost reply.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar, cast
+
+from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
+from phaul.migration.coordinator import Host
+from phaul.migration.destination import Arrival, reservation_of, room_bytes
+from phaul.migration.events import Outcome
+from phaul.migration.interfaces import PeerAgent, Reservation, RestoredCopy
+from phaul.migration.journal import Journal, Mark, last_of
+from phaul.migration.recovery import Word, destination_word
+
+R = TypeVar("R")
+
+REMEMBERED = 32  # migrations that have ended, so that a repeated Resume gets its answer again
+LEASE_SECONDS = 60.0  # without a word from the source; then it is asked
+ASK_AGAIN_SECONDS = 5.0
+
+
+class Reception(Protocol):
+    """One page channel that is waited for or under way."""
+
+    @property
+    def token(self) -> bytes:
+        """What opens it, once."""
+        ...
+
+    @property
+    def received(self) -> asyncio.Future[int]:
+        """Gives the bytes of page content once all have arrived."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop waiting; break the channel if it is under way."""
+        ...
+
+
+class Journals(Protocol):
+    """The journals of a host, by migration."""
+
+    def of(self, migration_id: str) -> Journal:
+        """Give one, begun if need be."""
+        ...
+
+    def find(self, migration_id: str) -> Journal | None:
+        """Give one that exists."""
+        ...
+
+    def forget(self, migration_id: str) -> None:
+        """Keep no object of one that has ended."""
+        ...
+
+
+class ArrivalObserver(Protocol):
+    """Who wants to know how migrations come and go: the history."""
+
+    def arrived(self, reservation: Reservation) -> None:
+        """A reservation is about to be made."""
+        ...
+
+    def settled(self, migration_id: str, outcome: Outcome, error: PhaulError | None) -> None:
+        """A migration has ended here, or cannot end for now (IN_DOUBT)."""
+        ...
+
+
+@dataclass(slots=True, eq=False)
+class _Incoming:
+    """One migration and the answers it has given. A step under way or done stands in `answers`."""
+
+    arrival: Arrival
+    pages: Reception
+    lease: asyncio.Task[None] | None = None
+    heard_us: int = 0  # when the source last called
+    answers: dict[str, asyncio.Future[Any]] = field(default_factory=dict)
+
+
+class Arrivals:
+    """The migrations coming in. Owns them until they have ended."""
+
+    def __init__(
+        self,
+        host: Host,
+        journals: Journals,
+        observer: ArrivalObserver,
+        receive: Callable[[Path, int], Reception],
+        connect: Callable[[str], PeerAgent],
+    ) -> None:
+        self._host = host
+        self._journals = journals
+        self._observer = observer
+        self._receive = receive
+        self._connect = connect
+        self._incoming: dict[str, _Incoming] = {}
+        self._preparing = asyncio.Lock()
+
+    async def prepare(self, reservation: Reservation) -> bytes:
+        """PREPARE; give the token of the page channel."""
+        async with self._preparing:
+            incoming = self._incoming.get(reservation.migration_id) or await self._admit(reservation)
+        return incoming.pages.token
+
+    def images(self, migration_id: str) -> Path:
+        """Where the images of a migration go."""
+        return self._find(migration_id).arrival.images
+
+    async def restore(self, migration_id: str) -> RestoredCopy:
+        """RESTORE."""
+        incoming = self._find(migration_id)
+        return await self._once(incoming, "restore", lambda: incoming.arrival.restore(incoming.pages.received))
+
+    async def resume(self, migration_id: str) -> tuple[str, ...]:
+        """RESUME. Also right for a migration that an agent before this one has let run."""
+        journal = self._journals.find(migration_id)
+        if migration_id not in self._incoming and journal and destination_word(journal.records) is Word.RUNNING:
+            return ()
+        incoming = self._find(migration_id)
+        try:
+            warnings = await self._once(incoming, "resume", incoming.arrival.resume)
+        except PhaulError as error:
+            incoming.answers.pop("resume", None)  # it may be asked for again
+            self._observer.settled(migration_id, Outcome.LOST, error)
+            raise
+        self._observer.settled(migration_id, Outcome.COMPLETED, None)
+        return warnings
+
+    async def abort(self, migration_id: str) -> tuple[str, ...]:
+        """Undo everything. A migration that is not known here has nothing to undo."""
+        async with self._preparing:
+            incoming = self._incoming.get(migration_id)
+        if incoming is None:
+            return ()
+        leftovers = await self._once(incoming, "abort", lambda: self._abort(incoming))
+        self._observer.settled(migration_id, Outcome.ROLLED_BACK, None)
+        if self._incoming.pop(migration_id, None) is not None:
+            self._journals.forget(migration_id)
+        return leftovers
+
+    async def recover(self, migration_id: str, journal: Journal) -> Arrival:
+        """Take up again a migration that came in before this agent's life, so that the source can go on with it."""
+        reserved = last_of(journal.records, Mark.RESERVED)
+        assert reserved is not None
+        images = await self._host.rooms.existing(migration_id) or Path()
+        arrival = Arrival.recovered(reservation_of(reserved.data), self._host, journal, images)
+        pages = self._receive(images, 0)
+        pages.cancel()
+        self._incoming[migration_id] = _Incoming(arrival, pages)
+        return arrival
+
+    async def close(self) -> None:
+        """The agent ends, and CRIU with it. What the source may have committed to stays for the agent after this one."""
+        for incoming in list(self._incoming.values()):
+            if incoming.lease is not None:
+                incoming.lease.cancel()
+            if not incoming.arrival.ended and not incoming.arrival.may_be_the_last_copy:
+                await self._abort(incoming)
+            await incoming.arrival.settled()
+            await incoming.arrival.let_go()
+
+    async def _admit(self, reservation: Reservation) -> _Incoming:
+        migration_id = reservation.migration_id
+        journal = self._journals.of(migration_id)
+        if journal.records:
+            raise PreflightError(f"migration {migration_id} was here before, and has ended")
+        for other in self._incoming.values():
+            if other.arrival.reservation.root_pid == reservation.root_pid and not other.arrival.ended:
+                raise PreflightError(
+                    f"PID {reservation.root_pid} is expected here already, by migration "
+                    f"{other.arrival.reservation.migration_id}",
+                    hint="Wait until that one has ended, or cancel it.",
+                )
+        arrival = Arrival(reservation, self._host, journal)
+        self._observer.arrived(reservation)
+        try:
+            directory = await arrival.prepare()
+        except BaseException as error:
+            await arrival.abort()
+            known = error if isinstance(error, PhaulError) else PhaulError(str(error) or type(error).__name__)
+            self._observer.settled(migration_id, Outcome.REFUSED, known)
+            self._journals.forget(migration_id)
+            raise
+        incoming = _Incoming(arrival, self._receive(directory, room_bytes(reservation.memory_bytes)))
+        incoming.heard_us = self._host.clock.monotonic_us()
+        incoming.lease = asyncio.create_task(self._watch_lease(migration_id, incoming))
+        self._incoming[migration_id] = incoming
+        self._forget_oldest()
+        return incoming
+
+    async def _watch_lease(self, migration_id: str, incoming: _Incoming) -> None:
+        """Ask the source what became of it when it has been silent for long: it may have died, or forgotten us.
+
+        Before the copy is held, nothing here can be the last copy, and a source that does not answer loses its lease.
+        From then on silence decides nothing.
+        """
+        clock = self._host.clock
+        peer = self._connect(incoming.arrival.reservation.source_peer)
+        delay_seconds = LEASE_SECONDS
+        try:
+            while not incoming.arrival.ended:
+                await clock.sleep(delay_seconds)
+                silent_us = clock.monotonic_us() - incoming.heard_us
+                restoring = incoming.answers.get("restore")
+                if silent_us < LEASE_SECONDS * 1e6 or (restoring and not restoring.done()):
+                    continue
+                delay_seconds = ASK_AGAIN_SECONDS
+                word = await peer.word(migration_id)
+                held = incoming.arrival.may_be_the_last_copy
+                if word is Word.COMMITTED and held:
+                    await self.resume(migration_id)
+                elif word is Word.ABORTED or (word in (Word.NO_ANSWER, Word.UNKNOWN) and not held):
+                    await self.abort(migration_id)
+                elif word is Word.NO_ANSWER:
+                    self._observer.settled(migration_id, Outcome.IN_DOUBT, None)
+        finally:
+            await peer.close()
+
+    async def _abort(self, incoming: _Incoming) -> tuple[str, ...]:
+        incoming.pages.cancel()
+        restoring = incoming.answers.get("restore")
+        if restoring is not None and not restoring.done():
+            restoring.cancel()
+            await asyncio.wait([restoring])
+        return await incoming.arrival.abort()
+
+    async def _once(self, incoming: _Incoming, step: str, act: Callable[[], Awaitable[R]]) -> R:
+        """Do a step that was not begun yet; give the answer of one that was. A caller that leaves does not end it."""
+        incoming.heard_us = self._host.clock.monotonic_us()
+        if step not in incoming.answers:
+            incoming.answers[step] = asyncio.ensure_future(act())
+        return cast("R", await asyncio.shield(incoming.answers[step]))
+
+    def _forget_oldest(self) -> None:
+        over = [key for key, incoming in self._incoming.items() if incoming.arrival.ended]
+        for migration_id in over[:-REMEMBERED]:
+            del self._incoming[migration_id]
+            self._journals.forget(migration_id)
+
+    def _find(self, migration_id: str) -> _Incoming:
+        try:
+            return self._incoming[migration_id]
+        except KeyError:
+            raise NoSuchMigrationError(
+                f"migration {migration_id} is not known on this host",
+                hint="Its agent was restarted, or it was aborted.",
+            ) from None

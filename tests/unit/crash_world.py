@@ -1,0 +1,606 @@
+"""A world of two hosts in which agents can be killed, messages lost and journals read again, at any step.
+
+The coordinator, the arrivals, the journals' records and the settlement are the real ones; below them stand the fakes of
+`phaul.lab.fakes`. Time is virtual: nothing waits. Every act of an agent and every message is a numbered step, and a plan
+says what happens at which. The world sees all copies and checks I1 and I2 at each step, as no agent could.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import heapq
+import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TypeVar
+
+from phaul import __version__
+from phaul.errors import DumpError, PhaulError, RestoreError, TransferError, UnreachableError
+from phaul.lab.fakes import (
+    AgentKilledError,
+    FakeHeldDump,
+    FakeHeldRestore,
+    FakeMachine,
+    FakeNetwork,
+    FakeTree,
+    FakeWorkload,
+    TreeState,
+)
+from phaul.migration.arrivals import Arrivals
+from phaul.migration.coordinator import Coordinator, Host
+from phaul.migration.events import Event, Outcome
+from phaul.migration.facts import (
+    AddressFacts,
+    AddressRequest,
+    DestinationFacts,
+    FileFacts,
+    HostFacts,
+    MigrationRequest,
+)
+from phaul.migration.interfaces import (
+    DumpRequest,
+    HeldDump,
+    HeldRestore,
+    PageChannel,
+    Reservation,
+    RestoredCopy,
+    RestoreRequest,
+)
+from phaul.migration.journal import Data, Mark, Record, ended, last_of
+from phaul.migration.recovery import Word, destination_word, source_word
+from phaul.migration.settlement import settle_destination, settle_source
+
+T = TypeVar("T")
+
+PID = 77
+MIGRATION = "m1"
+ADDRESS = AddressFacts("10.0.0.9", 24, "eth0")
+QUIET_TURNS = 60  # turns of the event loop without a step: everybody waits
+MOST_STEPS = 3000
+MOST_VIRTUAL_SECONDS = 4000.0
+
+
+class Fault(StrEnum):
+    """What can go wrong at a step."""
+
+    KILL_SOURCE = "kill_source"
+    KILL_DESTINATION = "kill_destination"
+    KILL_BOTH = "kill_both"
+    LOSE_REQUEST = "lose_request"  # of the message of this step, if it is one
+    LOSE_REPLY = "lose_reply"
+    DUPLICATE = "duplicate"
+    PARTITION = "partition"  # this message and the next few
+    CANCEL = "cancel"
+    FAIL = "fail"  # the act of this step raises
+
+
+class Violation(AssertionError):
+    """An invariant does not hold."""
+
+
+class Process:
+    """One life of an agent."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+
+_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class MemoryJournal:
+    """A journal that outlives its agent, as one on disk does."""
+
+    def __init__(self, world: World, host: SimHost) -> None:
+        self._world = world
+        self._host = host
+        self.lines: list[Record] = []
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self.lines
+
+    async def write(self, mark: Mark, data: Data | None = None) -> None:
+        self._world.step(self._host, f"journal before {mark}")
+        self.lines.append(Record(mark, dict(data or {})))
+        self._world.step(self._host, f"journal after {mark}")
+        await asyncio.sleep(0)
+
+
+class SimJournals:
+    """All journals of a host."""
+
+    def __init__(self, world: World, host: SimHost) -> None:
+        self._world = world
+        self._host = host
+        self.by_id: dict[str, MemoryJournal] = {}
+
+    def of(self, migration_id: str) -> MemoryJournal:
+        return self.by_id.setdefault(migration_id, MemoryJournal(self._world, self._host))
+
+    def find(self, migration_id: str) -> MemoryJournal | None:
+        return self.by_id.get(migration_id)
+
+    def forget(self, migration_id: str) -> None:
+        """The disk does not."""
+
+
+@dataclass(eq=False)
+class Room:
+    """An image directory: what of the images has come."""
+
+    pages: bool = False
+    images: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.pages and self.images
+
+
+class SimRooms:
+    """`ImageRooms`; rooms outlive agents."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+
+    async def make(self, migration_id: str, size_bytes: int) -> Path:
+        self._host.machine.act("rooms.make")
+        self._host.rooms[migration_id] = Room()
+        return Path("/rooms") / migration_id
+
+    async def existing(self, migration_id: str) -> Path | None:
+        return Path("/rooms") / migration_id if migration_id in self._host.rooms else None
+
+    async def release(self, migration_id: str) -> None:
+        self._host.machine.act("rooms.release")
+        self._host.rooms.pop(migration_id, None)
+
+
+class SimClock:
+    """Virtual time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def monotonic_us(self) -> int:
+        return int(self._world.now_seconds * 1e6)
+
+    def unix_us(self) -> int:
+        return self.monotonic_us()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._world.sleep(seconds)
+
+
+class SimReception:
+    """The pages of one migration."""
+
+    def __init__(self) -> None:
+        self.token = b"token"
+        self.received: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def cancel(self) -> None:
+        if not self.received.done():
+            self.received.set_exception(PhaulError("aborted"))
+            self.received.exception()
+
+
+class SimChannel:
+    """The source's end of the page channel."""
+
+    def __init__(self, reception: SimReception, process: Process) -> None:
+        self.reception = reception
+        self.process = process
+
+    def fileno(self) -> int:
+        return -1
+
+    def delivered_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.reception.cancel()
+
+
+class SimEngine:
+    """CRIU, with images in `Room`s."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+
+    async def describe(self) -> HostFacts:
+        return HostFacts()
+
+    @asynccontextmanager
+    async def dump(
+        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[HeldDump]:
+        await about_to_freeze()
+        machine = self._host.machine
+        tree = machine.trees[request.root_pid]
+        tree.state = TreeState.FROZEN
+        held = FakeHeldDump(machine, tree)
+        try:
+            machine.act("engine.dump")
+            self._host.world.deliver_pages(request.migration_id)
+            yield held
+        finally:
+            if not held.decided:
+                await held.resume()
+
+    @asynccontextmanager
+    async def restore(self, request: RestoreRequest) -> AsyncIterator[HeldRestore]:
+        machine = self._host.machine
+        machine.act("engine.restore")
+        room = self._host.rooms.get(request.migration_id)
+        if room is None or not room.complete:
+            raise RestoreError("there are no complete images")
+        if machine.state(request.root_pid) is not TreeState.DEAD:
+            raise RestoreError("the PID is taken")
+        tree = FakeTree(request.root_pid, b"", state=TreeState.FROZEN)
+        machine.trees[request.root_pid] = tree
+        held = FakeHeldRestore(machine, tree)
+        try:
+            yield held
+        finally:
+            if not held.decided:
+                await held.discard()
+
+
+class SimPeer:
+    """`PeerAgent`: messages from one host to the other, each of which can be lost on either way or come twice."""
+
+    name = "other:7428"
+
+    def __init__(self, world: World, here: SimHost, there: SimHost) -> None:
+        self._world = world
+        self._here = here
+        self._there = there
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
+        async def act() -> DestinationFacts:
+            taken, seen = await self._there.host.workload.observe(ids, files)
+            return DestinationFacts(await self._there.host.describe(), seen, taken, ("127.0.0.1",))
+
+        return await self._send("observe", act)
+
+    async def prepare(self, reservation: Reservation) -> PageChannel:
+        await self._send("prepare", lambda: self._there.arrivals.prepare(reservation))
+        reception = self._there.receptions.get(reservation.migration_id)
+        if reception is None or not self._there.process.alive:
+            raise UnreachableError("the page channel could not be opened")
+        self._world.channel = SimChannel(reception, self._there.process)
+        return self._world.channel
+
+    async def send_images(self, migration_id: str, directory: Path) -> int:
+        async def act() -> int:
+            self._there.arrivals.images(migration_id)
+            if migration_id not in self._there.rooms:
+                raise TransferError("the image directory is gone")
+            self._there.rooms[migration_id].images = True
+            return 1
+
+        return await self._send("send_images", act)
+
+    async def restore(self, migration_id: str) -> RestoredCopy:
+        return await self._send("restore", lambda: self._there.arrivals.restore(migration_id))
+
+    async def resume(self, migration_id: str) -> tuple[str, ...]:
+        return await self._send("resume", lambda: self._there.arrivals.resume(migration_id))
+
+    async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
+        return await self._send("abort", lambda: self._there.arrivals.abort(migration_id))
+
+    async def word(self, migration_id: str) -> Word:
+        async def act() -> Word:
+            journal = self._there.journals.find(migration_id)
+            records = journal.records if journal else ()
+            if last_of(records, Mark.RESERVED):
+                return destination_word(records)
+            return source_word(records, killed=self._there.killed())
+
+        try:
+            return await self._send("word", act)
+        except PhaulError:
+            return Word.NO_ANSWER
+
+    async def _send(self, name: str, act: Callable[[], Awaitable[T]]) -> T:
+        fault = self._world.step(self._here, f"message {name}")
+        await asyncio.sleep(0)
+        if fault is Fault.PARTITION:
+            self._world.cut = 6
+        if self._world.cut > 0 or fault is Fault.LOSE_REQUEST or not self._there.process.alive:
+            self._world.cut -= 1
+            raise UnreachableError(f"{name} was lost")
+        answer = self._there.run(act)
+        if fault is Fault.DUPLICATE:
+            self._there.run(act).add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            result = await asyncio.shield(answer)
+        except AgentKilledError:
+            raise UnreachableError(f"the other agent died during {name}") from None
+        except asyncio.CancelledError:
+            if answer.cancelled():
+                raise UnreachableError(f"the other agent died during {name}") from None
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        if fault is Fault.LOSE_REPLY:
+            raise UnreachableError(f"the reply to {name} was lost")
+        return result
+
+
+class SimHost:
+    """One host: what outlives agents, and the agent of now."""
+
+    def __init__(self, world: World, name: str) -> None:
+        self.world = world
+        self.name = name
+        self.machine = FakeMachine(name, fault=self._fault, agent_alive=self._alive)
+        self.journals = SimJournals(world, self)
+        self.rooms: dict[str, Room] = {}
+        self.process = Process()
+        self.process.alive = False
+        self.receptions: dict[str, SimReception] = {}
+        self.coordinator: Coordinator | None = None
+        self.last_event: Event | None = None
+
+    def _fault(self, act: str) -> None:
+        if self.world.step(self, act) is Fault.FAIL and act in FALLIBLE:
+            raise DumpError(f"{act} failed on purpose")
+
+    def _alive(self) -> bool:
+        current = _process.get()
+        return current is None or current.alive
+
+    def killed(self) -> bool:
+        return self.coordinator is not None and self.coordinator.killed
+
+    def start(self) -> None:
+        """Begin a life: the journals are read, what is unfinished is settled."""
+        self.process = Process()
+        self.receptions = {}
+        self.coordinator = None
+        machine, world = self.machine, self.world
+        network = FakeNetwork(machine)
+        engine = SimEngine(self)
+
+        async def describe() -> HostFacts:
+            return HostFacts(
+                self.name, __version__, "6.12.0", "x86_64", 4096, "4.2.1", "criu", (), 1 << 40, tuple(machine.local),
+                devices=("eth0",),
+            )  # fmt: skip
+
+        self.host = Host(FakeWorkload(machine), engine, network, SimRooms(self), SimClock(world), describe)
+        self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer())
+        for migration_id, journal in self.journals.by_id.items():
+            if journal.records and not ended(journal.records):
+                self.run(lambda key=migration_id, unfinished=journal: self._settle(key, unfinished))  # type: ignore[misc]
+
+    def _receive(self, directory: Path, limit_bytes: int) -> SimReception:
+        reception = SimReception()
+        self.receptions[directory.name] = reception
+        return reception
+
+    def _peer(self) -> SimPeer:
+        return SimPeer(self.world, self, self.world.other(self))
+
+    def arrived(self, reservation: Reservation) -> None:
+        """`ArrivalObserver`."""
+
+    def settled(self, migration_id: str, outcome: Outcome, error: PhaulError | None) -> None:
+        """`ArrivalObserver`."""
+
+    def emit(self, event: Event) -> None:
+        """`EventSink`."""
+        self.last_event = event
+
+    async def migrate(self) -> None:
+        """Be the source."""
+        request = MigrationRequest(PID, "other", (AddressRequest(ADDRESS.address, ADDRESS.prefix_length),))
+        self.coordinator = Coordinator(
+            MIGRATION, request, self.host, self._peer(), self, self.journals.of(MIGRATION)
+        )
+        try:
+            await self.coordinator.run()
+        except PhaulError:
+            pass  # how it ended is what the world looks at
+
+    async def _settle(self, migration_id: str, journal: MemoryJournal) -> None:
+        while True:
+            try:
+                if last_of(journal.records, Mark.PLANNED):
+                    await settle_source(migration_id, journal, self.host, self._peer())
+                else:
+                    arrival = await self.arrivals.recover(migration_id, journal)
+                    await settle_destination(migration_id, journal, arrival, self.host, self._peer())
+                return
+            except PhaulError:
+                await self.world.sleep(5)
+
+    def run(self, act: Callable[[], Awaitable[T]]) -> asyncio.Task[T]:
+        """Run something as this life of the agent."""
+        process = self.process
+
+        async def whole() -> T:
+            _process.set(process)
+            return await act()
+
+        task = asyncio.get_running_loop().create_task(whole())
+        process.tasks.add(task)
+        task.add_done_callback(_look_away)
+        return task
+
+    def kill(self) -> None:
+        """SIGKILL the agent: nothing of it runs any more, each CRIU rolls back."""
+        self.process.alive = False
+        for task in self.process.tasks:
+            task.cancel()
+        self.machine.kill_agent()
+        for reception in self.receptions.values():
+            reception.cancel()
+
+
+FALLIBLE = frozenset({"rooms.make", "network.fence", "network.add", "engine.dump", "engine.restore", "network.remove"})
+
+
+@dataclass(eq=False)
+class World:
+    """Both hosts and what is between them.
+
+    Args:
+        plan: what goes wrong at which step.
+        restart_after: steps after which a killed agent is started again, one for each death; then at once.
+    """
+
+    plan: Mapping[int, Fault]
+    restart_after: Sequence[int] = ()
+    now_seconds: float = 0.0
+    count: int = 0
+    cut: int = 0
+    channel: SimChannel | None = None
+    trace: list[str] = field(default_factory=list)
+    copies_seen: int = 1
+
+    def __post_init__(self) -> None:
+        self.source, self.destination = SimHost(self, "a"), SimHost(self, "b")
+        self.source.machine.trees[PID] = FakeTree(PID, b"")
+        self.source.machine.local.append(ADDRESS)
+        self._delays = iter(self.restart_after)
+        self._restarts: list[tuple[int, int, SimHost]] = []
+        self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._order = itertools.count()
+
+    def other(self, host: SimHost) -> SimHost:
+        return self.destination if host is self.source else self.source
+
+    def deliver_pages(self, migration_id: str) -> None:
+        """The memory goes over the page channel, if there is still somebody at its other end."""
+        channel, room = self.channel, self.destination.rooms.get(migration_id)
+        if channel is None or room is None or not channel.process.alive or channel.reception.received.done():
+            raise DumpError("the page channel broke")
+        room.pages = True
+        channel.reception.received.set_result(1)
+
+    def step(self, host: SimHost, name: str) -> Fault | None:
+        """Something is about to happen on a host. Kills, cancels, checks; gives the fault for the caller to carry out."""
+        current = _process.get()
+        if current is not None and not current.alive:
+            raise AgentKilledError(name)
+        number, self.count = self.count, self.count + 1
+        fault = self.plan.get(number)
+        self.trace.append(f"{number} {host.name} {name}" + (f"  <-- {fault}" if fault else ""))
+        if number > MOST_STEPS:
+            raise Violation("it does not come to an end")
+        self.check()
+        if fault is Fault.CANCEL:
+            coordinator = self.source.coordinator
+            if coordinator is not None and not coordinator.committed and self._migration is not None:
+                self._migration.cancel()
+        if fault in (Fault.KILL_SOURCE, Fault.KILL_BOTH):
+            self._kill(self.source)
+        if fault in (Fault.KILL_DESTINATION, Fault.KILL_BOTH):
+            self._kill(self.destination)
+        while self._restarts and self._restarts[0][0] <= self.count:
+            heapq.heappop(self._restarts)[2].start()
+        self.check()
+        if current is not None and not current.alive:
+            raise AgentKilledError(name)
+        return fault
+
+    def _kill(self, host: SimHost) -> None:
+        if host.process.alive:
+            host.kill()
+            heapq.heappush(self._restarts, (self.count + next(self._delays, 0), next(self._order), host))
+
+    def check(self) -> None:
+        """I1 and I2."""
+        states = [host.machine.state(PID) for host in (self.source, self.destination)]
+        if states.count(TreeState.RUNNING) > 1:
+            raise Violation("two copies run")
+        alive = [state for state in states if state is not TreeState.DEAD]
+        room = self.destination.rooms.get(MIGRATION)
+        if not alive and not (room and room.complete):
+            raise Violation("no copy is left, and no images for one")
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait in virtual time."""
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        heapq.heappush(self._sleepers, (self.now_seconds + seconds, next(self._order), waiter))
+        await waiter
+
+    async def run(self) -> None:
+        """Let a migration go through all this, until nobody has anything left to do."""
+        asyncio.get_running_loop().set_task_factory(_task_in_process)
+        self._migration: asyncio.Task[None] | None = None
+        self.source.start()
+        self.destination.start()
+        self._migration = self.source.run(self.source.migrate)
+        while True:
+            before = self.count
+            for _ in range(QUIET_TURNS):
+                await asyncio.sleep(0)
+            if self.count != before:
+                continue
+            if self._restarts:
+                heapq.heappop(self._restarts)[2].start()
+            elif not self._pass_time():
+                break
+        self._raise_violations()
+        self._check_end()
+        for host in (self.source, self.destination):
+            host.kill()
+        await asyncio.sleep(0)
+
+    def _pass_time(self) -> bool:
+        while self._sleepers:
+            at, _, waiter = heapq.heappop(self._sleepers)
+            if not waiter.done():
+                self.now_seconds = max(self.now_seconds, at)
+                waiter.set_result(None)
+                return self.now_seconds < MOST_VIRTUAL_SECONDS
+        return False
+
+    def _raise_violations(self) -> None:
+        for host in (self.source, self.destination):
+            for task in host.process.tasks:
+                error = task.exception() if task.done() and not task.cancelled() else None
+                if error is not None and not isinstance(error, PhaulError | AgentKilledError):
+                    raise error
+
+    def _check_end(self) -> None:
+        """I4, and that it is over: one copy runs, under its address, and nothing of the migration is left."""
+        running = [host for host in (self.source, self.destination) if host.machine.state(PID) is TreeState.RUNNING]
+        if len(running) != 1:
+            raise Violation(f"{len(running)} copies run at the end")
+        for host in (self.source, self.destination):
+            should_have = [ADDRESS] if host is running[0] else []
+            if host.machine.local != should_have:
+                raise Violation(f"{host.name} has the addresses {host.machine.local}")
+            if host.machine.fences or host.rooms:
+                raise Violation(f"{host.name} has left fences {host.machine.fences} and rooms {list(host.rooms)}")
+            for journal in host.journals.by_id.values():
+                if journal.records and not ended(journal.records):
+                    raise Violation(f"the journal of {host.name} ends with {journal.records[-1].mark}")
+
+
+def _task_in_process(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> Any:
+    """Tasks started by an agent die with it."""
+    task: asyncio.Task[Any] = asyncio.Task(work, loop=loop, **options)
+    process = _process.get()
+    if process is not None:
+        process.tasks.add(task)
+        task.add_done_callback(_look_away)
+    return task
+
+
+def _look_away(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled():
+        task.exception()
