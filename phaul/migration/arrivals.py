@@ -105,9 +105,13 @@ class Arrivals:
 
     async def prepare(self, reservation: Reservation) -> bytes:
         """PREPARE; give the token of the page channel."""
-        async with self._preparing:
-            incoming = self._incoming.get(reservation.migration_id) or await self._admit(reservation)
+        # In a task of its own: a caller that leaves in the middle must not leave half a reservation behind.
+        incoming = await asyncio.shield(asyncio.ensure_future(self._prepare(reservation)))
         return incoming.pages.token
+
+    async def _prepare(self, reservation: Reservation) -> _Incoming:
+        async with self._preparing:
+            return self._incoming.get(reservation.migration_id) or await self._admit(reservation)
 
     def images(self, migration_id: str) -> Path:
         """Where the images of a migration go."""
@@ -157,7 +161,7 @@ class Arrivals:
         return arrival
 
     async def close(self) -> None:
-        """The agent ends, and CRIU with it. What the source may have committed to stays for the agent after this one."""
+        """The agent ends, and CRIU with it. What the source may have committed to stays for the agent after it."""
         for incoming in list(self._incoming.values()):
             if incoming.lease is not None:
                 incoming.lease.cancel()

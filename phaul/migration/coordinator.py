@@ -363,6 +363,8 @@ class Coordinator:
         return result
 
     async def _unwind(self) -> tuple[str, ...]:
+        if not self._journal.records:
+            return ()  # nothing was planned yet, so there is nothing to undo and nothing to remember
         try:
             await self._journal.write(Mark.ROLLING_BACK)
         except PhaulError as error:
