@@ -115,16 +115,22 @@ class PeerService(PeerServicer):
     ) -> peer_pb2.SendImagesReply:
         """Write and verify the images."""
         writer: ImageWriter | None = None
-        async for message in request:
+        try:
+            async for message in request:
+                if writer is None:
+                    arrival = self._find(message.migration_id).arrival
+                    writer = ImageWriter(arrival.images, SMALL_IMAGES_BYTES)
+                writer.write(
+                    Chunk(
+                        message.name, message.data, message.last, sha256=message.sha256, size_bytes=message.size_bytes
+                    )
+                )
             if writer is None:
-                arrival = self._find(message.migration_id).arrival
-                writer = ImageWriter(arrival.images, SMALL_IMAGES_BYTES)
-            writer.write(
-                Chunk(message.name, message.data, message.last, sha256=message.sha256, size_bytes=message.size_bytes)
-            )
-        if writer is None:
-            return peer_pb2.SendImagesReply()
-        writer.close()
+                return peer_pb2.SendImagesReply()
+            writer.close()
+        finally:
+            if writer is not None:
+                writer.discard()
         return peer_pb2.SendImagesReply(images=writer.images, bytes=writer.bytes)
 
     @reports_errors
