@@ -15,15 +15,15 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from phaul.cli.console import Glyphs, clean, glyphs_for, make_console
-from phaul.cli.display import INDENT
+from phaul.cli.display import LINE_COLUMNS, indented
 from phaul.cli.failure import INTERRUPTED_STATUS
 from phaul.cli.lab import errors_shown
 from phaul.cli.machine import print_object
+from phaul.errors import LabError
 from phaul.lab import cluster
 from phaul.lab.cluster import Lab
 from phaul.lab.demo import ADDRESS, DEFAULT_MIB, LAB_NAME, PREFIX, Demo, Leg, MoveFailedError, Verdict
@@ -37,6 +37,7 @@ ENDING_SIGNALS = (signal.SIGTERM, signal.SIGHUP)
 def demo(
     mib: Annotated[int, typer.Option("--mib", min=1, help="Data in Redis, in MiB.")] = DEFAULT_MIB,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the hosts up afterwards, to play on.")] = False,
+    name: Annotated[str, typer.Option("--name", metavar="NAME", help="Name of the lab that is made.")] = LAB_NAME,
     json_output: Annotated[bool, typer.Option("--json", help="Print the verdict as one JSON object.")] = False,
 ) -> None:
     """Move a running Redis between two hosts of this machine and back, its client connected, and judge how it went.
@@ -46,18 +47,19 @@ def demo(
     # With --json standard output is for the object alone.
     console = make_console(error=json_output)
     with errors_shown(json_output=json_output), _ended_by_signals():
-        raise typer.Exit(_demo(console, mib, keep=keep, json_output=json_output))
+        raise typer.Exit(_demo(console, mib, name, keep=keep, json_output=json_output))
 
 
-def _demo(console: Console, mib: int, *, keep: bool, json_output: bool) -> int:
+def _demo(console: Console, mib: int, name: str, *, keep: bool, json_output: bool) -> int:
     glyphs = glyphs_for(console)
-    lab = Lab.up(LAB_NAME, progress=lambda line: console.print(f"{line}{glyphs.ellipsis}", style="dim"))
+    lab = Lab.up(name, progress=lambda line: console.print(f"{line}{glyphs.ellipsis}", style="dim"))
     with _taken_down(lab, console, keep=keep):
         shown = Demo(lab, mib)
         try:
             console.print(f"Starting Redis on host a and filling it with {mib} MiB{glyphs.ellipsis}", style="dim")
             shown.prepare()
-            console.print(introduction(shown))
+            console.print()
+            console.print(introduction(shown), width=min(console.width, LINE_COLUMNS))
             for source, destination in TRIP:
                 _show_command(console, source, shown.command(destination))
                 shown.move(source, destination, _run_quietly if json_output else _run_shown)
@@ -67,7 +69,11 @@ def _demo(console: Console, mib: int, *, keep: bool, json_output: bool) -> int:
         except MoveFailedError as error:
             if error.status == INTERRUPTED_STATUS:
                 return INTERRUPTED_STATUS
-            raise
+            raise LabError(
+                f"Moving from {error.source} to {error.destination} failed: "
+                f"`phaul migrate` ended with status {error.status}.",
+                hint="What it said above tells why; `phaul demo --keep` leaves the hosts up for a closer look.",
+            ) from error
         finally:
             shown.close()
         if json_output:
@@ -79,16 +85,12 @@ def _demo(console: Console, mib: int, *, keep: bool, json_output: bool) -> int:
 
 def introduction(shown: Demo) -> Text:
     """Say what one is about to see."""
-    text = Text("\n")
-    text.append(
-        f"Redis runs on host a as PID {shown.pid} with {shown.mib} MiB of random data; a client on a third host "
+    return Text(
+        f"Redis (PID {shown.pid}) runs on host a and holds {shown.mib} MiB of random data. A client on a third host "
+        f"keeps writing and reading numbers over one TCP connection to {ADDRESS}. You will now see phaul move Redis "
+        "to host b and back while it runs: the client should notice no more than a short pause. "
+        "At the end every value is read back."
     )
-    text.append(f"keeps writing and reading numbers over one TCP connection to {ADDRESS}. ")
-    text.append(
-        "You will see phaul move Redis to host b and back, under way, with its address, without telling either "
-    )
-    text.append("of the two. The client should notice no more than a short pause; afterwards every value is read back.")
-    return text
 
 
 def verdict_object(verdict: Verdict) -> dict[str, object]:
@@ -127,11 +129,11 @@ def _print_verdict(console: Console, verdict: Verdict, glyphs: Glyphs) -> None:
     for check in verdict.checks:
         mark = Text(glyphs.done, style="green") if check.holds else Text(glyphs.failed, style="bold red")
         lines.add_row(Text.assemble(mark, " ", check.name), Text(clean(check.detail)))
-    counts = f"{verdict.before:,} before, {verdict.during:,} during the moves, {verdict.after:,} between and after"
+    counts = f"{verdict.before:,} before, {verdict.during:,} during, {verdict.after:,} after the moves"
     lines.add_row("  operations", counts)
-    console.print(Padding(lines, (0, 0, 0, INDENT)))
+    console.print(indented(lines))
     console.print()
-    console.print(Padding(_moves_table(verdict.legs, glyphs), (0, 0, 0, INDENT)))
+    console.print(indented(_moves_table(verdict.legs, glyphs)))
     console.print()
     if verdict.holds:
         console.print(Text(f"{glyphs.done} The verdict holds.", style="bold green"))
@@ -168,7 +170,8 @@ def _run_shown(host: Host, argv: Sequence[str]) -> int:
 
 def _run_quietly(host: Host, argv: Sequence[str]) -> int:
     done = host.exec([*argv, "--json"], check=False)
-    sys.stderr.write(done.stderr)
+    if done.returncode != 0:
+        sys.stderr.write(done.stdout + done.stderr)
     return done.returncode
 
 
@@ -179,7 +182,7 @@ def _taken_down(lab: Lab, console: Console, *, keep: bool) -> Iterator[None]:
         yield
     finally:
         if keep:
-            _say_how_to_play_on(console)
+            _say_how_to_play_on(console, lab.name)
         else:
             # A second Ctrl-C must not leave half a lab behind; this takes a few tenths of a second.
             previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -189,9 +192,9 @@ def _taken_down(lab: Lab, console: Console, *, keep: bool) -> Iterator[None]:
                 signal.signal(signal.SIGINT, previous)
 
 
-def _say_how_to_play_on(console: Console) -> None:
-    option = "" if LAB_NAME == cluster.DEFAULT_NAME else f" --name {LAB_NAME}"
-    console.print("\nThe hosts are still up, and the client works on:")
+def _say_how_to_play_on(console: Console, name: str) -> None:
+    option = "" if name == cluster.DEFAULT_NAME else f" --name {name}"
+    console.print("\nThe hosts are still up, with Redis and its client:")
     for line, what in (
         (f"phaul lab exec{option} a", "a shell on host a"),
         (f"phaul lab exec{option} a phaul status", "what has been moved"),

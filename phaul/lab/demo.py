@@ -78,14 +78,13 @@ class Verdict:
         return all(check.holds for check in self.checks)
 
 
-class MoveFailedError(LabError):
-    """`phaul migrate` did not end well; it has told why. `status` is its exit status."""
+class MoveFailedError(Exception):
+    """`phaul migrate` did not end well, and has told why. `status` is its exit status."""
 
     def __init__(self, source: str, destination: str, status: int) -> None:
-        super().__init__(
-            f"Moving from {source} to {destination} failed: `phaul migrate` ended with status {status}.",
-            hint="What it said above tells why; `phaul demo --keep` leaves the hosts up for a closer look.",
-        )
+        super().__init__(f"moving from {source} to {destination} ended with status {status}")
+        self.source = source
+        self.destination = destination
         self.status = status
 
 
@@ -249,6 +248,7 @@ def checks(pid: int, runs: bool, first: dict[str, Any], last: dict[str, Any], le
         legs: the moves, in order.
     """
     server = ("server_pid", "run_id")
+    same = runs and first["server_pid"] == pid and all(first[name] == last.get(name) for name in server)
     connection = ("own_port", "connection_id")
     survived = not last["failures"] and all(first[name] == last.get(name) for name in connection)
     lost = lost_values(last)
@@ -257,8 +257,8 @@ def checks(pid: int, runs: bool, first: dict[str, Any], last: dict[str, Any], le
     return (
         Check(
             "same process",
-            runs and first["server_pid"] == pid and all(first[name] == last.get(name) for name in server),
-            f"PID {last.get('server_pid', 'unknown')}, was {first['server_pid']}",
+            same,
+            f"PID {first['server_pid']}" + ("" if same else f" before, {last.get('server_pid', 'unknown')} now"),
         ),
         Check(
             "connection survived",
