@@ -194,17 +194,15 @@ def _taken_down(lab: Lab, console: Console, *, keep: bool) -> Iterator[None]:
 
 def _say_how_to_play_on(console: Console, name: str) -> None:
     option = "" if name == cluster.DEFAULT_NAME else f" --name {name}"
-    console.print("\nThe hosts are still up, with Redis and its client:")
-    for line, what in (
-        (f"phaul lab exec{option} a", "a shell on host a"),
-        (f"phaul lab exec{option} a phaul status", "what has been moved"),
-        (
-            f"phaul lab exec{option} a sh -c 'phaul migrate $(pidof redis-server) --to b --address {PREFIX}'",
-            "move it again",
-        ),
-        (f"phaul lab down{option}", "end it all"),
+    console.print("\nThe hosts are still up, with Redis and its client. To play on:")
+    migrate = f"phaul migrate $(pidof redis-server) --to b --address {PREFIX}"
+    for what, line in (
+        ("a shell on host a", f"phaul lab exec{option} a"),
+        ("what was moved", f"phaul lab exec{option} a phaul status"),
+        ("move it again", f"phaul lab exec{option} a sh -c '{migrate}'"),
+        ("end it all", f"phaul lab down{option}"),
     ):
-        console.print(Text.assemble("  ", line, ("   " + what, "dim")), soft_wrap=True)
+        console.print(Text.assemble(f"  {what:<18}  ", (line, "bold")), soft_wrap=True)
 
 
 @contextmanager
