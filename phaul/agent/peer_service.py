@@ -102,15 +102,21 @@ class PeerService(PeerServicer):
     ) -> peer_pb2.SendImagesReply:
         """Write and verify the images."""
         writer: ImageWriter | None = None
-        async for message in request:
+        try:
+            async for message in request:
+                if writer is None:
+                    writer = ImageWriter(self._arrivals.images(message.migration_id), SMALL_IMAGES_BYTES)
+                writer.write(
+                    Chunk(
+                        message.name, message.data, message.last, sha256=message.sha256, size_bytes=message.size_bytes
+                    )
+                )
             if writer is None:
-                writer = ImageWriter(self._arrivals.images(message.migration_id), SMALL_IMAGES_BYTES)
-            writer.write(
-                Chunk(message.name, message.data, message.last, sha256=message.sha256, size_bytes=message.size_bytes)
-            )
-        if writer is None:
-            return peer_pb2.SendImagesReply()
-        writer.close()
+                return peer_pb2.SendImagesReply()
+            writer.close()
+        finally:
+            if writer is not None:
+                writer.discard()
         return peer_pb2.SendImagesReply(images=writer.images, bytes=writer.bytes)
 
     @reports_errors

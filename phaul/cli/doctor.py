@@ -125,7 +125,10 @@ async def _examine(path: Path, to: str | None) -> Findings:
             host = await client.describe_host()
     except (UnreachableError, NotTrustedError) as error:
         from phaul.agent.wiring import describe_host
+        from phaul.observe.logs import configure_logs
 
+        # Not configured, structlog writes every step of the probe to standard output, between the lines of --json.
+        configure_logs("warning", "console")
         agent_error = error
         host = to_message(await describe_host(), HostFacts)
     reach_error = await _reach(destination.host, destination.port) if destination else None

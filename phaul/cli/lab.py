@@ -39,7 +39,7 @@ def up(
     agents: Annotated[bool, typer.Option(help="Start phaul's agent on both hosts.")] = True,
 ) -> None:
     """Bring the lab up; the first time its image is made, which takes half a minute."""
-    with _errors_shown():
+    with errors_shown():
         started = time.monotonic()
         made = image.find() is None
         lab = Lab.up(name, agents=agents, progress=_say)
@@ -64,7 +64,7 @@ def status(
     worst = 0
     for found in names:
         try:
-            with _errors_shown(json_output=json_output):
+            with errors_shown(json_output=json_output):
                 lab = Lab.open(found)
                 if json_output:
                     hosts = [_host_object(host) for host in lab.members]
@@ -91,7 +91,7 @@ def exec_(
     argv = list(command or ())
     if argv[:1] == ["--"]:
         argv = argv[1:]
-    with _errors_shown():
+    with errors_shown():
         machine.check()
         lab = Lab.open(name)
         raise typer.Exit(lab.host(host).interact(argv or ["bash"]))
@@ -100,7 +100,7 @@ def exec_(
 @app.command()
 def down(name: Name = cluster.DEFAULT_NAME) -> None:
     """Take the lab down, with all that runs in it; only the image stays."""
-    with _errors_shown():
+    with errors_shown():
         machine.check()
         found = cluster.down(name)
         make_console().print("The lab is down." if found else f"There is no lab {clean(name)}.")
@@ -109,7 +109,7 @@ def down(name: Name = cluster.DEFAULT_NAME) -> None:
 @app.command()
 def build() -> None:
     """Make the image of the hosts, unless it is there."""
-    with _errors_shown():
+    with errors_shown():
         machine.check()
         found = image.find()
         if found:
@@ -123,7 +123,7 @@ def _say(line: str) -> None:
 
 
 @contextmanager
-def _errors_shown(*, json_output: bool = False) -> Iterator[None]:
+def errors_shown(*, json_output: bool = False) -> Iterator[None]:
     try:
         yield
     except PhaulError as error:

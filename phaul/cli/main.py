@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from phaul import __version__
-from phaul.cli import agent, doctor, lab, migrate, status
+from phaul.cli import agent, demo, doctor, lab, migrate, status
 from phaul.cli.failure import INTERRUPTED_STATUS, defect_of
 from phaul.cli.options import JsonOption
 from phaul.cli.run import show_error
@@ -65,6 +65,7 @@ app.command()(migrate.cancel)
 app.command()(status.status)
 app.command()(doctor.doctor)
 app.command(epilog=agent.EPILOG)(agent.agent)
+app.command()(demo.demo)
 
 
 app.add_typer(lab.app, name="lab")

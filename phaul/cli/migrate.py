@@ -23,7 +23,7 @@ phaul migrate 4711 --to b.example
 
 phaul migrate $(pidof redis-server) --to 10.0.0.2 --address 10.0.0.50/24
 
-phaul migrate 4711 --to [fd00::2]:7428 --address fd00::50/64@eth1 --json
+phaul migrate 4711 --to \\[fd00::2]:7428 --address fd00::50/64@eth1 --json
 
 phaul migrate 4711 --to b.example --dry-run
 

@@ -13,10 +13,12 @@ import shutil
 from dataclasses import dataclass
 
 from phaul.criu.session import CriuGoneError, CriuMissingError, CriuSession
+from phaul.errors import DefectError
 from phaul.migration.facts import Problem
 from phaul.rpc.criu import rpc_pb2
 from phaul.system.process import CommandError, run
 
+PROBE_SECONDS = 20.0  # for each question; CRIU that has not answered by then does not work here
 OLDEST_CRIU = (4, 0)
 INSTALL_HINT = "Install CRIU 4.2 or newer (Debian 13 has 4.1.1, Debian testing and unstable have 4.2)."
 
@@ -72,8 +74,9 @@ async def probe(criu: str) -> CriuFeatures:
         return CriuFeatures("", (0, 0, 0), (), (problem,))
     try:
         version, features = await _ask(path)
-    except (CriuGoneError, CriuMissingError) as error:
-        problem = Problem("criu_unusable", f"{path} does not work on this kernel: {error.message}", INSTALL_HINT)
+    except (CriuGoneError, CriuMissingError, DefectError, TimeoutError) as error:
+        why = str(error) or f"it did not answer within {PROBE_SECONDS:g} s"
+        problem = Problem("criu_unusable", f"{path} does not work on this kernel: {why}", INSTALL_HINT)
         return CriuFeatures(path, (0, 0, 0), (), (problem,))
     if await _check(path, "network_lock_nftables"):
         features.append("network_lock_nftables")
@@ -85,7 +88,7 @@ async def probe(criu: str) -> CriuFeatures:
 
 
 async def _ask(path: str) -> tuple[tuple[int, int, int], list[str]]:
-    async with asyncio.timeout(20), await CriuSession.start(path) as session:
+    async with asyncio.timeout(PROBE_SECONDS), await CriuSession.start(path) as session:
         reply = await session.request(rpc_pb2.Request(type=rpc_pb2.VERSION, keep_open=True))
         version = (reply.version.major_number, reply.version.minor_number, reply.version.sublevel)
         wanted = rpc_pb2.Features(mem_track=True, lazy_pages=True, pidfd_store=True)
@@ -96,7 +99,7 @@ async def _ask(path: str) -> tuple[tuple[int, int, int], list[str]]:
 async def _check(path: str, feature: str = "") -> bool:
     arguments = ["--feature", feature] if feature else []
     try:
-        done = await run([path, "check", *arguments], check=False, timeout_seconds=20)
+        done = await run([path, "check", *arguments], check=False, timeout_seconds=PROBE_SECONDS)
     except CommandError:
         return False
     return done.exit_status == 0

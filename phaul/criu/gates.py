@@ -20,7 +20,7 @@ import structlog
 
 from phaul.criu.log import LogExcerpt, read_excerpt
 from phaul.criu.session import CriuGoneError, CriuSession
-from phaul.errors import DumpError, PhaulError, RestoreError
+from phaul.errors import DefectError, DumpError, PhaulError, RestoreError
 from phaul.migration.interfaces import RestoredTree
 from phaul.rpc.criu import rpc_pb2
 
@@ -168,7 +168,7 @@ class CriuDump(_Held):
                 # Before the freeze there is nothing to come to an end: CRIU waits for our answer.
                 while self._frozen_since_us and (await self._session.receive()).type == rpc_pb2.NOTIFY:
                     await self._session.answer(success=False)
-        except (CriuGoneError, TimeoutError):
+        except (CriuGoneError, DefectError, TimeoutError):
             pass  # it ended, which is what was waited for; or it never will, and closing the session kills it
         await self._close()
 

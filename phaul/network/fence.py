@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 
 from phaul.errors import DefectError, SwitchoverError
 from phaul.network.closing import close_later
+from phaul.network.criu_locks import CRIU_MARK
 from phaul.network.nft_batch import remove_tables
 from phaul.system.process import CommandError, run
 
@@ -54,18 +55,23 @@ def fence_rules(migration_id: str, addresses: Sequence[str]) -> str:
     A fence has no effect where its addresses are not local, so that it may stand long before they come and after they
     went: packets that are forwarded pass, packets from the host that has an address now do, and so do this host's own
     questions where that is. What a host that holds the address would say is what is dropped.
+
+    One kind of packet passes: those with CRIU's mark, by which a restore hands a socket the FIN that its peer had sent
+    before the dump (send_fin in soccr/soccr.c, CRIU 4.2). They go from this host to itself; without them a tree with
+    a connection in CLOSE_WAIT cannot be restored behind a fence.
     """
     name = table_name(migration_id)
     four, six = _sorted(addresses)
+    unmarked = f"meta mark != {CRIU_MARK:#x}"
     prerouting: list[str] = []
     input_: list[str] = []
     output: list[str] = []
     for family, there in (("ip", four), ("ip6", six)):
         if there:
             anyone = _set(map(str, there))
-            prerouting.append(f"{family} daddr {anyone} fib daddr type local drop")
+            prerouting.append(f"{family} daddr {anyone} fib daddr type local {unmarked} drop")
             output.append(f"{family} saddr {anyone} drop")
-            output.append(f"{family} daddr {anyone} fib daddr type local drop")
+            output.append(f"{family} daddr {anyone} fib daddr type local {unmarked} drop")
     if six:
         # A solicitation goes to a multicast address, so only its target tells: 16 bytes, 8 after the start of the
         # ICMPv6 header (RFC 4861, section 4.3). nft has a name for that field only since 1.0.8.

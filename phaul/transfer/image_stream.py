@@ -74,8 +74,10 @@ class ImageWriter:
             raise TransferError(f"image {self._name} was cut short: {chunk.name} came before its end")
         if self.bytes + self._size + len(chunk.data) > self._limit_bytes:
             raise TransferError(f"the images are larger than the {self._limit_bytes} bytes reserved for them")
+        data = memoryview(chunk.data)
         try:
-            os.write(self._fd, chunk.data)
+            while data:  # a tmpfs that is about to be full takes a part
+                data = data[os.write(self._fd, data) :]
         except OSError as error:
             raise TransferError(f"image {chunk.name} could not be written: {error.strerror}") from error
         self._digest.update(chunk.data)
@@ -86,20 +88,27 @@ class ImageWriter:
     def close(self) -> None:
         """Finish. Raises `TransferError` when an image is incomplete."""
         if self._fd >= 0:
+            self.discard()
+            raise TransferError(f"image {self._name} was cut short")
+
+    def discard(self) -> None:
+        """Give up an image that is under way; what is written of it stays as `.part`. Idempotent."""
+        if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-            raise TransferError(f"image {self._name} was cut short")
 
     def _begin(self, name: str) -> None:
         if (self._directory / name).exists():
             raise TransferError(f"image {name} was sent twice")
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._fd = os.open(self._directory / f"{name}.part", flags, 0o600)
+        try:
+            self._fd = os.open(self._directory / f"{name}.part", flags, 0o600)
+        except OSError as error:
+            raise TransferError(f"image {name} could not be written: {error.strerror}") from error
         self._name, self._digest, self._size = name, hashlib.sha256(), 0
 
     def _end(self, chunk: Chunk) -> None:
-        os.close(self._fd)
-        self._fd = -1
+        self.discard()
         if self._size != chunk.size_bytes or self._digest.digest() != chunk.sha256:
             raise TransferError(f"image {self._name} was damaged on its way: its checksum does not agree")
         (self._directory / f"{self._name}.part").rename(self._directory / self._name)

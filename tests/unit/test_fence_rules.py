@@ -24,8 +24,8 @@ delete table arp phaul-m1
 table inet phaul-m1 {
 	chain prerouting {
 		type filter hook prerouting priority -400; policy accept;
-		ip daddr { 192.0.2.5, 192.0.2.6 } fib daddr type local drop
-		ip6 daddr { 2001:db8::5 } fib daddr type local drop
+		ip daddr { 192.0.2.5, 192.0.2.6 } fib daddr type local meta mark != 0xc114 drop
+		ip6 daddr { 2001:db8::5 } fib daddr type local meta mark != 0xc114 drop
 	}
 	chain input {
 		type filter hook input priority -400; policy accept;
@@ -34,9 +34,9 @@ table inet phaul-m1 {
 	chain output {
 		type filter hook output priority -400; policy accept;
 		ip saddr { 192.0.2.5, 192.0.2.6 } drop
-		ip daddr { 192.0.2.5, 192.0.2.6 } fib daddr type local drop
+		ip daddr { 192.0.2.5, 192.0.2.6 } fib daddr type local meta mark != 0xc114 drop
 		ip6 saddr { 2001:db8::5 } drop
-		ip6 daddr { 2001:db8::5 } fib daddr type local drop
+		ip6 daddr { 2001:db8::5 } fib daddr type local meta mark != 0xc114 drop
 		icmpv6 type nd-neighbor-advert @th,64,128 { 0x20010db8000000000000000000000005 } drop
 	}
 }

@@ -5,6 +5,7 @@ Run on the client as `listener.py UDP_PORT TCP_PORT`. Each line on standard inpu
 its memory. Ends with its standard input.
 """
 
+import itertools
 import json
 import selectors
 import socket
@@ -26,7 +27,7 @@ class Series:
 
     def longest(self) -> dict[str, int]:
         """The longest silence between two arrivals."""
-        pairs = zip(self.arrivals, self.arrivals[1:], strict=False)
+        pairs = itertools.pairwise(self.arrivals)
         before, after = max(pairs, key=lambda pair: pair[1][0] - pair[0][0], default=((0, 0), (0, 0)))
         return {
             "gap_ns": after[0] - before[0],
