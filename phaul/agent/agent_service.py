@@ -8,8 +8,8 @@ from phaul.agent.history import History
 from phaul.agent.messages import from_message, to_message
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
-from phaul.migration.coordinator import Host
 from phaul.migration.facts import MigrationRequest
+from phaul.migration.host import Host
 from phaul.rpc.v1 import agent_pb2, facts_pb2
 from phaul.rpc.v1.agent_pb2_grpc import AgentServicer
 

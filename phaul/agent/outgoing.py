@@ -27,9 +27,10 @@ from phaul.errors import (
     UnreachableError,
     UsageError,
 )
-from phaul.migration.coordinator import Coordinator, Host, check
+from phaul.migration.coordinator import Coordinator, check
 from phaul.migration.events import Event, Finished, Outcome, PhaseStarted, Progress, Role, Started
 from phaul.migration.facts import CheckReport, MigrationRequest
+from phaul.migration.host import Host
 from phaul.rpc.v1 import agent_pb2
 
 log = structlog.get_logger(__name__)

@@ -18,10 +18,10 @@ from phaul.agent.page_listener import PageListener
 from phaul.agent.rpc_errors import Context, reports_errors
 from phaul.errors import PhaulError
 from phaul.migration.arrivals import Arrivals, Journals
-from phaul.migration.coordinator import Host
 from phaul.migration.destination import SMALL_IMAGES_BYTES
 from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import DestinationFacts, FileFacts
+from phaul.migration.host import Host
 from phaul.migration.interfaces import Reservation
 from phaul.migration.journal import Mark, last_of
 from phaul.migration.recovery import destination_word, source_word

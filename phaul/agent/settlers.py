@@ -16,8 +16,8 @@ from phaul.agent.journals import Journals, MigrationJournal
 from phaul.agent.peer_client import GrpcPeer
 from phaul.errors import DefectError, InDoubtError, LostError, PhaulError, RolledBackError
 from phaul.migration.arrivals import Arrivals
-from phaul.migration.coordinator import Host
 from phaul.migration.events import Outcome
+from phaul.migration.host import Host
 from phaul.migration.journal import Mark, last_of
 from phaul.migration.settlement import settle_destination, settle_source
 

@@ -20,8 +20,8 @@ from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.trust import require_loopback_or_insecure
 from phaul.config import AgentConfig
 from phaul.criu.engine import CriuEngine
-from phaul.migration.coordinator import Host
 from phaul.migration.facts import HostFacts
+from phaul.migration.host import Host
 from phaul.migration.interfaces import Engine, NetworkIdentity
 from phaul.network.identity import HostNetwork
 from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes

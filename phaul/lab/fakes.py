@@ -20,8 +20,8 @@ from pathlib import Path
 
 from phaul import __version__
 from phaul.errors import DumpError, PreflightError, RestoreError
-from phaul.migration.coordinator import Host
 from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, TaskFacts, WorkloadFacts
+from phaul.migration.host import Host
 from phaul.migration.interfaces import (
     DumpRequest,
     HeldDump,

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
-from phaul.migration.coordinator import Host
 from phaul.migration.destination import Arrival, reservation_of, room_bytes
 from phaul.migration.events import Outcome
+from phaul.migration.host import Host
 from phaul.migration.interfaces import PeerAgent, Reservation, RestoredCopy
 from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.recovery import Word, destination_word

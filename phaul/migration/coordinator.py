@@ -10,9 +10,7 @@ holds a complete, restored copy, and the destination lets that run only when it 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from ipaddress import IPv6Address, ip_address
 
 from phaul.errors import (
@@ -41,28 +39,23 @@ from phaul.migration.events import (
 from phaul.migration.facts import (
     AddressFacts,
     CheckReport,
-    ConnectionFacts,
-    HostFacts,
     MigrationRequest,
     Severity,
     WorkloadFacts,
 )
+from phaul.migration.host import Host
 from phaul.migration.interfaces import (
-    Clock,
     DumpRequest,
-    Engine,
     HeldDump,
-    ImageRooms,
-    NetworkIdentity,
     PageChannel,
     PeerAgent,
     Reservation,
     RestoredCopy,
     TreeHandle,
     TreeIdentity,
-    Workload,
 )
-from phaul.migration.journal import Data, Journal, Mark
+from phaul.migration.journal import Journal, Mark
+from phaul.migration.plan import plan
 from phaul.migration.timeline import Timeline
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
@@ -71,19 +64,6 @@ PROGRESS_INTERVAL_SECONDS = 0.1
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
 RESUME_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again: past COMMIT nobody gives up
 DEAD_TIMEOUT_SECONDS = 60.0  # for the kernel to free a killed tree; only CLEANUP waits for it
-
-
-@dataclass(frozen=True, slots=True)
-class Host:
-    """The drivers of the host on which a coordinator or a destination runs."""
-
-    workload: Workload
-    engine: Engine
-    network: NetworkIdentity
-    rooms: ImageRooms
-    clock: Clock
-    describe: Callable[[], Awaitable[HostFacts]]
-    peer_port: Callable[[], int] = lambda: 0  # where this host's agent listens for others; 0 before it does
 
 
 async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> CheckReport:
@@ -418,30 +398,6 @@ class Coordinator:
             connections=len(facts.connections),
             addresses=tuple(map(str, addresses)),
         )
-
-
-def plan(
-    facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], request: MigrationRequest, identity: TreeIdentity
-) -> Data:
-    """What the source's journal keeps of a migration, to undo it or see it through after a crash."""
-    return {
-        "tree": identity.as_data(),
-        "root_pid": facts.root_pid,
-        "command": facts.tasks[0].command,
-        "destination": request.destination,
-        "addresses": [[each.address, each.prefix_length, each.device] for each in addresses],
-        "connections": [dataclasses.asdict(each) for each in facts.connections],
-    }
-
-
-def planned_addresses(data: Data) -> tuple[AddressFacts, ...]:
-    """The addresses of a plan."""
-    return tuple(AddressFacts(str(address), int(prefix), str(device)) for address, prefix, device in data["addresses"])
-
-
-def planned_connections(data: Data) -> tuple[ConnectionFacts, ...]:
-    """The connections of a plan."""
-    return tuple(ConnectionFacts(**each) for each in data["connections"])
 
 
 def _has_connections(facts: WorkloadFacts) -> bool:

@@ -13,9 +13,9 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from phaul.errors import DefectError, LostError, PhaulError, RestoreError, SwitchoverError
-from phaul.migration.coordinator import Host
 from phaul.migration.events import Outcome, Phase
 from phaul.migration.facts import AddressFacts
+from phaul.migration.host import Host
 from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest
 from phaul.migration.journal import Data, Journal, Mark, last_of
 from phaul.migration.undo import UndoStack
@@ -100,8 +100,7 @@ class Arrival:
         self.phase = Phase.RESTORE
         held = await self._hold()
         self._undo.add("the restored copy", self._discard)
-        identity = await self._host.workload.identify(held.tree.root_pid)
-        await self._journal.write(Mark.HELD, identity.as_data())
+        await self._record_held(held)
         self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us)
         return self._copy
 
@@ -202,6 +201,10 @@ class Arrival:
         self._gate = gate
         return self._held
 
+    async def _record_held(self, held: HeldRestore) -> None:
+        identity = await self._host.workload.identify(held.tree.root_pid)
+        await self._journal.write(Mark.HELD, identity.as_data())
+
     async def _run_copy(self) -> None:
         # Unfenced first, as CRIU itself unlocks the network before it ends the sockets' repair mode: the window probes
         # that this sends are what tells the client of the new place at once (CRIU 4.2, criu/cr-restore.c).
@@ -212,7 +215,9 @@ class Arrival:
             await self._held.run()
         except PhaulError as first:
             try:
-                await (await self._hold()).run()
+                again = await self._hold()
+                await self._record_held(again)  # another copy than the one before: it must be known which one runs
+                await again.run()
             except PhaulError as second:
                 second.add_note(f"before that: {first.message}")
                 self.resumed = False  # the source, or a person, may ask for it again

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from phaul.errors import LostError, PhaulError, UnreachableError
-from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS, Host, planned_addresses, planned_connections
+from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS
 from phaul.migration.destination import Arrival
 from phaul.migration.events import Outcome
+from phaul.migration.host import Host
 from phaul.migration.interfaces import PeerAgent, TreeIdentity
 from phaul.migration.journal import Data, Journal, Mark, last_of
+from phaul.migration.plan import planned_addresses, planned_connections
 from phaul.migration.recovery import (
     DestinationAct,
     DestinationTruth,

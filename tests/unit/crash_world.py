@@ -1,8 +1,8 @@
 """A world of two hosts in which agents can be killed, messages lost and journals read again, at any step.
 
 The coordinator, the arrivals, the journals' records and the settlement are the real ones; below them stand the fakes of
-`phaul.lab.fakes`. Time is virtual: nothing waits. Every act of an agent and every message is a numbered step, and a plan
-says what happens at which. The world sees all copies and checks I1 and I2 at each step, as no agent could.
+`phaul.lab.fakes`. Time is virtual: nothing waits. Every act of an agent and every message is a numbered step, and a
+plan says what happens at which. The world sees all copies and checks I1 and I2 at each step, as no agent could.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 from phaul import __version__
 from phaul.errors import DumpError, PhaulError, RestoreError, TransferError, UnreachableError
@@ -31,7 +31,7 @@ from phaul.lab.fakes import (
     TreeState,
 )
 from phaul.migration.arrivals import Arrivals
-from phaul.migration.coordinator import Coordinator, Host
+from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import Event, Outcome
 from phaul.migration.facts import (
     AddressFacts,
@@ -41,6 +41,7 @@ from phaul.migration.facts import (
     HostFacts,
     MigrationRequest,
 )
+from phaul.migration.host import Host
 from phaul.migration.interfaces import (
     DumpRequest,
     HeldDump,
@@ -78,8 +79,8 @@ class Fault(StrEnum):
     FAIL = "fail"  # the act of this step raises
 
 
-class Violation(AssertionError):
-    """An invariant does not hold."""
+class ViolationError(BaseException):
+    """An invariant does not hold. Not an Exception, so that no agent takes it for a failure that it can handle."""
 
 
 class Process:
@@ -469,7 +470,7 @@ class World:
     cut: int = 0
     channel: SimChannel | None = None
     trace: list[str] = field(default_factory=list)
-    copies_seen: int = 1
+    violation: ViolationError | None = None
 
     def __post_init__(self) -> None:
         self.source, self.destination = SimHost(self, "a"), SimHost(self, "b")
@@ -492,7 +493,7 @@ class World:
         channel.reception.received.set_result(1)
 
     def step(self, host: SimHost, name: str) -> Fault | None:
-        """Something is about to happen on a host. Kills, cancels, checks; gives the fault for the caller to carry out."""
+        """Something is about to happen on a host. Kills, cancels, checks; gives the fault, for the caller to obey."""
         current = _process.get()
         if current is not None and not current.alive:
             raise AgentKilledError(name)
@@ -500,7 +501,7 @@ class World:
         fault = self.plan.get(number)
         self.trace.append(f"{number} {host.name} {name}" + (f"  <-- {fault}" if fault else ""))
         if number > MOST_STEPS:
-            raise Violation("it does not come to an end")
+            self._violated("it does not come to an end")
         self.check()
         if fault is Fault.CANCEL:
             coordinator = self.source.coordinator
@@ -526,11 +527,15 @@ class World:
         """I1 and I2."""
         states = [host.machine.state(PID) for host in (self.source, self.destination)]
         if states.count(TreeState.RUNNING) > 1:
-            raise Violation("two copies run")
+            self._violated("two copies run")
         alive = [state for state in states if state is not TreeState.DEAD]
         room = self.destination.rooms.get(MIGRATION)
         if not alive and not (room and room.complete):
-            raise Violation("no copy is left, and no images for one")
+            self._violated("no copy is left, and no images for one")
+
+    def _violated(self, what: str) -> NoReturn:
+        self.violation = self.violation or ViolationError(what)
+        raise self.violation
 
     async def sleep(self, seconds: float) -> None:
         """Wait in virtual time."""
@@ -540,7 +545,7 @@ class World:
 
     async def run(self) -> None:
         """Let a migration go through all this, until nobody has anything left to do."""
-        asyncio.get_running_loop().set_task_factory(_task_in_process)
+        asyncio.get_running_loop().set_task_factory(cast("Any", _task_in_process))
         self._migration: asyncio.Task[None] | None = None
         self.source.start()
         self.destination.start()
@@ -549,6 +554,8 @@ class World:
             before = self.count
             for _ in range(QUIET_TURNS):
                 await asyncio.sleep(0)
+            if self.violation is not None:
+                raise self.violation
             if self.count != before:
                 continue
             if self._restarts:
@@ -574,23 +581,23 @@ class World:
         for host in (self.source, self.destination):
             for task in host.process.tasks:
                 error = task.exception() if task.done() and not task.cancelled() else None
-                if error is not None and not isinstance(error, PhaulError | AgentKilledError):
+                if error is not None and not isinstance(error, PhaulError | AgentKilledError | ViolationError):
                     raise error
 
     def _check_end(self) -> None:
         """I4, and that it is over: one copy runs, under its address, and nothing of the migration is left."""
         running = [host for host in (self.source, self.destination) if host.machine.state(PID) is TreeState.RUNNING]
         if len(running) != 1:
-            raise Violation(f"{len(running)} copies run at the end")
+            self._violated(f"{len(running)} copies run at the end")
         for host in (self.source, self.destination):
             should_have = [ADDRESS] if host is running[0] else []
             if host.machine.local != should_have:
-                raise Violation(f"{host.name} has the addresses {host.machine.local}")
+                self._violated(f"{host.name} has the addresses {host.machine.local}")
             if host.machine.fences or host.rooms:
-                raise Violation(f"{host.name} has left fences {host.machine.fences} and rooms {list(host.rooms)}")
+                self._violated(f"{host.name} has left fences {host.machine.fences} and rooms {list(host.rooms)}")
             for journal in host.journals.by_id.values():
                 if journal.records and not ended(journal.records):
-                    raise Violation(f"the journal of {host.name} ends with {journal.records[-1].mark}")
+                    self._violated(f"the journal of {host.name} ends with {journal.records[-1].mark}")
 
 
 def _task_in_process(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> Any:

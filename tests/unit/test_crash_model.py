@@ -12,9 +12,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.crash_world import PID, Fault, TreeState, Violation, World
+from tests.unit.crash_world import PID, Fault, TreeState, ViolationError, World
 
 CASES = 10_000
+SHOWN_STEPS = 150
 
 
 def play(plan: dict[int, Fault], restart_after: list[int]) -> World:
@@ -22,8 +23,8 @@ def play(plan: dict[int, Fault], restart_after: list[int]) -> World:
     world = World(plan, restart_after)
     try:
         asyncio.run(world.run())
-    except Violation as violation:
-        steps = "\n".join(world.trace)
+    except ViolationError as violation:
+        steps = "\n".join(world.trace[:SHOWN_STEPS])
         raise AssertionError(f"{violation}\nplan {plan} restarts {restart_after}\n{steps}") from violation
     return world
 

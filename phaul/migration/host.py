@@ -1,0 +1,25 @@
+"""The drivers of one host, put together: what a coordinator, an arrival or a settlement works with.
+
+Made by `agent.wiring`; tests bring fakes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from phaul.migration.facts import HostFacts
+from phaul.migration.interfaces import Clock, Engine, ImageRooms, NetworkIdentity, Workload
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """The drivers of the host on which a coordinator or a destination runs."""
+
+    workload: Workload
+    engine: Engine
+    network: NetworkIdentity
+    rooms: ImageRooms
+    clock: Clock
+    describe: Callable[[], Awaitable[HostFacts]]
+    peer_port: Callable[[], int] = lambda: 0  # where this host's agent listens for others; 0 before it does
