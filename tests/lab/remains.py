@@ -75,6 +75,11 @@ def agent_resident_bytes(host: Host) -> int:
     return int(line.split()[1]) * 1024
 
 
+def migration_directories(host: Host) -> int:
+    """Say how many migrations the host keeps a history of."""
+    return len(list(host.path(STATE).glob("migrations/*/summary.json")))
+
+
 def _processes(host: Host, agent: int) -> list[str]:
     """Give every process but the agent, zombies as such."""
     found = []
