@@ -12,7 +12,7 @@ from pathlib import Path
 import structlog
 from google.protobuf import json_format
 
-from phaul.agent.messages import enum_number, error_to_message, to_message
+from phaul.agent.messages import enum_number, error_to_message, to_message, wire_text
 from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.events import MigrationReport, Outcome, Phase, Role
 from phaul.rpc.v1 import agent_pb2
@@ -32,7 +32,7 @@ class History:
         for path in sorted(directory.glob("*/summary.json")):
             try:
                 record = json_format.Parse(path.read_text(), agent_pb2.MigrationSummary(), ignore_unknown_fields=True)
-            except (OSError, json_format.ParseError) as error:
+            except (OSError, ValueError, json_format.ParseError) as error:  # ValueError: not UTF-8
                 log.warning("history.unreadable", path=str(path), reason=str(error))
                 continue
             self._records[record.migration_id] = record
@@ -43,7 +43,7 @@ class History:
             migration_id=migration_id,
             peer=peer,
             root_pid=root_pid,
-            command=command,
+            command=wire_text(command),
             started_unix_us=_now_us(),
         )
         self._set_enum(record, "role", role)
@@ -53,7 +53,7 @@ class History:
 
     def describe(self, migration_id: str, command: str) -> None:
         """Preflight has found out what the workload is."""
-        self._records[migration_id].command = command
+        self._records[migration_id].command = wire_text(command)
 
     def enter(self, migration_id: str, phase: Phase) -> None:
         """A phase begins. Kept in memory only: the journal, not this record, is what recovery reads."""

@@ -1,7 +1,8 @@
 """Between plain values and protobuf messages, field by field: the names on both sides are the same.
 
 Used by everything in `agent` that speaks gRPC. An enumeration travels as its prefixed upper-case name
-(`FileUse.MAPPED` is FILE_USE_MAPPED); an absent message is None.
+(`FileUse.MAPPED` is FILE_USE_MAPPED); an absent message is None. A file or a command whose name is not UTF-8 arrives
+as it was.
 """
 
 from __future__ import annotations
@@ -20,6 +21,16 @@ from phaul.rpc.v1 import facts_pb2
 
 M = TypeVar("M", bound=Message)
 D = TypeVar("D")
+
+# A name in Linux is bytes. Those that are no UTF-8 are U+DC80 to U+DCFF in Python (PEP 383), which no protobuf string
+# may hold; they travel as characters of the last private plane, which no name has.
+_STRAY_BYTES = {0xDC00 + byte: 0x10FE00 + byte for byte in range(0x80, 0x100)}
+_FROM_STRAY_BYTES = {travelling: stray for stray, travelling in _STRAY_BYTES.items()}
+
+
+def wire_text(text: str) -> str:
+    """Give a text as it can stand in a message."""
+    return text if text.isascii() else text.translate(_STRAY_BYTES)
 
 
 def to_message(value: Any, message_class: type[M]) -> M:
@@ -48,7 +59,7 @@ def _scalar_or_message(value: Any, descriptor: Any) -> Any:
         return to_message(value, descriptor.message_type._concrete_class)
     if descriptor.enum_type is not None:
         return enum_number(value, descriptor)
-    return value
+    return wire_text(value) if isinstance(value, str) else value
 
 
 def enum_number(value: StrEnum, descriptor: Any) -> int:
@@ -84,11 +95,16 @@ def _value(content: Any, annotation: Any, descriptor: Any) -> Any:
     if descriptor.enum_type is not None:
         enum = descriptor.enum_type
         prefix = enum.values[0].name.removesuffix("UNSPECIFIED")
-        name = enum.values_by_number[content].name.removeprefix(prefix)
+        known = enum.values_by_number.get(content)  # a newer peer may have more of them
+        name = known.name.removeprefix(prefix) if known else str(content)
         if name not in annotation.__members__:
             raise ValueError(f"{descriptor.full_name} is {name}")
         return annotation[name]
-    return content
+    return _python_text(content) if isinstance(content, str) else content
+
+
+def _python_text(text: str) -> str:
+    return text if text.isascii() else text.translate(_FROM_STRAY_BYTES)
 
 
 @functools.cache
@@ -100,10 +116,20 @@ def _annotations(kind: type) -> dict[str, Any]:
 def error_to_message(error: PhaulError) -> facts_pb2.ErrorInfo:
     """Put an error on the wire."""
     return facts_pb2.ErrorInfo(
-        code=error.code, message=error.message, hint=error.hint, detail=error.detail, notes=error.notes
+        code=error.code,
+        message=wire_text(error.message),
+        hint=wire_text(error.hint),
+        detail=wire_text(error.detail),
+        notes=map(wire_text, error.notes),
     )
 
 
 def error_from_message(info: facts_pb2.ErrorInfo) -> PhaulError:
     """Take an error off the wire."""
-    return rebuild(info.code, info.message, hint=info.hint, detail=info.detail, notes=tuple(info.notes))
+    return rebuild(
+        info.code,
+        _python_text(info.message),
+        hint=_python_text(info.hint),
+        detail=_python_text(info.detail),
+        notes=tuple(map(_python_text, info.notes)),
+    )

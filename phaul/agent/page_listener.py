@@ -23,6 +23,7 @@ from phaul.transfer.page_receiver import PagemapEncoder, PageReceiver
 log = structlog.get_logger(__name__)
 
 TOKEN_TIMEOUT_SECONDS = 10.0
+ACCEPT_PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
 BACKLOG = 64
 
 
@@ -40,7 +41,7 @@ class ExpectedPages:
         """Stop waiting; break the channel if it is under way."""
         if self.receiver is not None:
             self.receiver.abort()
-        elif not self.received.done():
+        if not self.received.done():
             self.received.set_exception(TransferError("the migration was aborted"))
             self.received.exception()  # nobody may be left who asks
 
@@ -103,7 +104,12 @@ class PageListener:
         loop = asyncio.get_running_loop()
         assert self._listener is not None
         while True:
-            connection, address = await loop.sock_accept(self._listener)
+            try:
+                connection, address = await loop.sock_accept(self._listener)
+            except OSError as error:  # one connection, or the agent out of descriptors for a while
+                log.warning("page_channel.not_accepted", reason=error.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
+                continue
             self._start(self._serve(connection, str(address[0])))
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
@@ -111,7 +117,7 @@ class PageListener:
             stack.callback(connection.close)
             connection.setblocking(False)
             expected = await self._admit(connection, peer)
-            if expected is None:
+            if expected is None or expected.received.done():  # done: aborted as it came
                 return
             connection.setblocking(True)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -70,7 +70,7 @@ async def open_page_channel(host: str, port: int, token: bytes) -> TcpPageChanne
                 raise
     except (OSError, TimeoutError) as error:
         raise UnreachableError(
-            f"the page channel to {host}:{port} could not be opened: {error or 'no answer'}",
+            f"the page channel to {host}:{port} could not be opened: {str(error) or 'no answer'}",
             hint="The destination's page port must be reachable from here, as its agent's port is; look at firewalls.",
         ) from error
     if answer != ACCEPTED:

@@ -24,12 +24,22 @@ LINE_SECONDS = 60.0
 
 
 class Lines:
-    """What a child prints, line by line, with a deadline. Owns the thread that reads, which ends with the output."""
+    """What a child prints, line by line, with a deadline. Owns the child: `close` ends it and gives its pipes back."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
         self._lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    def close(self) -> None:
+        """End the child."""
+        self._process.kill()
+        self._process.wait(10)
+        self._reader.join(10)
+        for pipe in (self._process.stdin, self._process.stdout, self._process.stderr):
+            if pipe is not None:
+                pipe.close()
 
     def next(self, timeout_seconds: float = LINE_SECONDS) -> str | None:
         """Give the next line; None after the last one. Raises `queue.Empty` when none comes in time."""
@@ -54,14 +64,17 @@ class Client:
         )
         self._lines = Lines(self.process)
         line = self._lines.next()
-        assert line == f"{ready}\n", f"{argv[0]} could not start: {line}"
+        if line != f"{ready}\n":
+            rest = iter(self._lines.next, None)
+            said = (line or "") + "".join(str(each) for each in rest)
+            self._lines.close()
+            raise AssertionError(f"{argv[0]} could not start: {said}")
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
+        self._lines.close()
 
     def ask(self, command: str) -> Any:
         """Give a command, or the end of input for "", and read the answer."""
@@ -89,11 +102,15 @@ class Account:
     arrivals: list[float]
     lost: int = 0
 
-    def check(self, freeze: float, resume: float) -> None:
-        """The connection lives, nothing is missing, and it was at work before the freeze and after the resume."""
+    def check(self, freeze: float, resume: float, *, finished: bool = False) -> None:
+        """The connection lives, nothing is missing, and it was at work before the freeze and after the resume.
+
+        Once the client has `finished`, everything that it ever sent must have been answered, too.
+        """
         assert self.error == "", f"the connection broke: {self.error}"
         assert self.lost == 0, f"{self.lost} values are lost"
-        assert self.acknowledged == self.sent, f"{self.sent - self.acknowledged} operations were never answered"
+        unanswered = self.sent - self.acknowledged
+        assert not finished or unanswered == 0, f"{unanswered} operations were never answered"
         assert any(moment < freeze for moment in self.arrivals), "no operation before the freeze"
         assert any(moment > resume for moment in self.arrivals), "no operation after the resume"
 

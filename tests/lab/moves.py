@@ -28,13 +28,13 @@ class Move:
         self.events: list[dict[str, Any]] = []
         self.status: int | None = None
         self.ended = 0.0
+        self._complaint = ""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._lines.close()
 
     @property
     def id(self) -> str:
@@ -83,14 +83,13 @@ class Move:
             pass
         self.ended = time.monotonic()
         self.status = self._process.wait(10)
+        assert self._process.stderr is not None
+        self._complaint = self._process.stderr.read()
         return self
 
     def told(self) -> str:
         """Everything that it printed last, for a failing test."""
-        error = ""
-        if self._process.poll() is not None and self._process.stderr is not None:
-            error = self._process.stderr.read()
-        return f"status {self.status}: {json.dumps(self.events[-1:], indent=1)} {error}"
+        return f"status {self.status}: {json.dumps(self.events[-1:], indent=1)} {self._complaint}"
 
     def _take(self) -> bool:
         try:

@@ -34,7 +34,7 @@ def look(host: Host) -> dict[str, list[str]]:
         "addresses": sorted(" ".join(re.sub(r"valid_lft.*", "", line).split()) for line in addresses.splitlines()),
         "routes and rules": sorted(" ".join(line.split()) for line in routes.splitlines()),
         "mounts": sorted(line.split()[4] for line in host.path(f"/proc/{agent}/mountinfo").read_text().splitlines()),
-        "processes": _processes(host),
+        "processes": _processes(host, agent),
         "descriptors of the agent": _descriptors(host, agent),
         "children of the agent": host.path(f"/proc/{agent}/task/{agent}/children").read_text().split(),
         "files of phaul": [name for name in _files(host, "/run/phaul") if name != "agent.sock"],
@@ -75,11 +75,16 @@ def agent_resident_bytes(host: Host) -> int:
     return int(line.split()[1]) * 1024
 
 
-def _processes(host: Host) -> list[str]:
-    """Give every process but those that the lab's own entering of the host makes, zombies as such."""
+def migration_directories(host: Host) -> int:
+    """Say how many migrations the host keeps a history of."""
+    return len(list(host.path(STATE).glob("migrations/*/summary.json")))
+
+
+def _processes(host: Host, agent: int) -> list[str]:
+    """Give every process but the agent, zombies as such."""
     found = []
     for entry in host.path("/proc").iterdir():
-        if not entry.name.isdigit():
+        if not entry.name.isdigit() or entry.name == str(agent):
             continue
         stat = host.stat(int(entry.name))
         if stat is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .clients import Numbering, RedisLoad
-from .stage import IP4, SOCKETS, Stage
+from .stage import SOCKETS, Stage
 from .witness import wait_until
 
 PORT = 5000
@@ -52,31 +52,31 @@ def test_threads(stage: Stage) -> None:
 
 
 def test_redis_under_load(stage: Stage) -> None:
-    address = stage.add_address(IP4)
+    address = stage.add_address(stage.ip4)
     pid = stage.start_redis(address, REDIS_PORT)
     with RedisLoad(stage.client, address, REDIS_PORT) as load:
         load.wait_more(100)
         for source in (stage.a, stage.b):
-            move = stage.move(pid, source, IP4)
+            move = stage.move(pid, source, stage.ip4)
             account = load.wait_more(100)
             account.check(move.phase_at("freeze"), move.ended)
             assert account.longest_gap(move.began) < LONGEST_GAP_SECONDS
-        load.finish().check(move.phase_at("freeze"), move.ended)
+        load.finish().check(move.phase_at("freeze"), move.ended, finished=True)
 
 
 def test_a_gibibyte_of_memory(stage: Stage) -> None:
-    address = stage.add_address(IP4)
+    address = stage.add_address(stage.ip4)
     pid = stage.start("server", "--listen", address, str(PORT), "--memory", str(BIG_MIB))
     content = stage.ask(stage.a, "checksum")
     with Numbering(stage.client, (address, PORT)) as client:
         stage.wait_exchange(client)
-        move = stage.move(pid, stage.a, IP4)
+        move = stage.move(pid, stage.a, stage.ip4)
         assert move.report["memory_bytes"] >= BIG_MIB << 20
         stage.check_downtime(move, stage.check_ticks(pid, stage.a, stage.b))
         assert stage.ask(stage.b, "checksum") == content
         assert stage.ask(stage.b, "wrong_pages") == []
         (account,) = client.finish()
-        account.check(move.phase_at("freeze"), move.ended)
+        account.check(move.phase_at("freeze"), move.ended, finished=True)
         # The freeze is that of a gigabyte, and TCP asks again after 0.2, 0.4, 0.8 and 1.6 s.
         assert account.longest_gap(move.began) < LONGEST_GAP_SECONDS + 2 * move.report["downtime_us"] / 1e6
 
@@ -93,7 +93,7 @@ def test_memory_that_changes_constantly(stage: Stage) -> None:
 
 def test_the_client_judges_strictly(stage: Stage) -> None:
     """The negative control: a server that dies and is started again is not the same to any of the judges."""
-    address = stage.add_address(IP4)
+    address = stage.add_address(stage.ip4)
     pid = stage.start("server", "--listen", address, str(PORT))
     with Numbering(stage.client, (address, PORT)) as client:
         stage.wait_exchange(client)

@@ -1,0 +1,38 @@
+"""A workload that moves back and forth: nothing of it may add up on either host."""
+
+from __future__ import annotations
+
+from . import remains
+from .clients import RedisLoad
+from .stage import Stage
+
+MOVES = 20
+SETTLED_AFTER = 2  # moves after which an agent has loaded all its code and has its threads
+RESIDENT_GROWTH_BYTES = 5 << 20
+REDIS_PORT = 6379
+LONGEST_GAP_SECONDS = 3.0
+
+
+def test_twenty_moves_of_redis_leave_nothing_behind(stage: Stage) -> None:
+    address = stage.add_address(stage.ip4)
+    pid = stage.start_redis(address, REDIS_PORT)
+    hosts = [stage.a, stage.b]
+    resident: dict[str, int] = {}
+    with RedisLoad(stage.client, address, REDIS_PORT) as load:
+        before = load.wait_more(50)
+        for turn in range(MOVES):
+            source = hosts[turn % 2]
+            move = stage.move(pid, source, stage.ip4)
+            account = load.wait_more(20)
+            assert account.error == "", f"move {turn + 1}: {account.error}"
+            assert account.lost == 0
+            if turn + 1 == SETTLED_AFTER:
+                resident = {host.name: remains.agent_resident_bytes(host) for host in hosts}
+        for host in hosts:
+            grown = remains.agent_resident_bytes(host) - resident[host.name]
+            assert grown < RESIDENT_GROWTH_BYTES, f"the agent of {host.name} has grown by {grown} bytes"
+            assert remains.migration_directories(host) >= MOVES
+        account = load.finish()
+        account.check(before.arrivals[-1], move.ended, finished=True)
+        assert account.longest_gap(before.arrivals[-1]) < LONGEST_GAP_SECONDS
+    # What else could be left is compared when the stage is cleared.
