@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 
 from phaul.agent.history import History
@@ -12,6 +13,9 @@ from phaul.migration.facts import MigrationRequest
 from phaul.migration.host import Host
 from phaul.rpc.v1 import agent_pb2, facts_pb2
 from phaul.rpc.v1.agent_pb2_grpc import AgentServicer
+
+UNSETTLED = (agent_pb2.OUTCOME_RUNNING, agent_pb2.OUTCOME_IN_DOUBT)
+SETTLED_INTERVAL_SECONDS = 0.2
 
 
 class AgentService(AgentServicer):
@@ -52,11 +56,12 @@ class AgentService(AgentServicer):
             async for event in outgoing.watch():
                 yield event
             return
-        # One of an earlier life of the agent, or one that came in: all that is known is how it stands.
+        # One of an earlier life of the agent, or one that came in: all that is known is how it stands, or will.
         record = self._history.get(request.migration_id)
+        while record.outcome in UNSETTLED:  # noqa: ASYNC110 - the history has no one to wake; few ever wait here
+            await asyncio.sleep(SETTLED_INTERVAL_SECONDS)
         yield agent_pb2.MigrationEvent(
             migration_id=record.migration_id,
-            sequence=1,
             unix_us=record.ended_unix_us or record.started_unix_us,
             finished=agent_pb2.Finished(
                 outcome=record.outcome,

@@ -27,7 +27,8 @@ from phaul.errors import (
     UnreachableError,
     UsageError,
 )
-from phaul.migration.coordinator import Coordinator, check
+from phaul.migration.check import check
+from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import Event, Finished, Outcome, PhaseStarted, Progress, Role, Started
 from phaul.migration.facts import CheckReport, MigrationRequest
 from phaul.migration.host import Host

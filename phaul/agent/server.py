@@ -141,6 +141,9 @@ class AgentServer:
         service = AgentService(self._host, self._migrations, self._history)
         add_AgentServicer_to_server(service, self._person_server)
         await _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
+        self._bind_socket(path)
+
+    def _bind_socket(self, path: Path) -> None:
         path.unlink(missing_ok=True)
         mask = os.umask(0o177)
         try:

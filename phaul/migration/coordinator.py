@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from ipaddress import IPv6Address, ip_address
 
 from phaul.errors import (
     CancelledByUserError,
@@ -25,6 +24,7 @@ from phaul.errors import (
     UnreachableError,
 )
 from phaul.migration import preflight
+from phaul.migration.check import check
 from phaul.migration.events import (
     EventSink,
     MigrationReport,
@@ -38,7 +38,6 @@ from phaul.migration.events import (
 )
 from phaul.migration.facts import (
     AddressFacts,
-    CheckReport,
     MigrationRequest,
     Severity,
     WorkloadFacts,
@@ -55,7 +54,7 @@ from phaul.migration.interfaces import (
     TreeIdentity,
 )
 from phaul.migration.journal import Journal, Mark
-from phaul.migration.plan import plan
+from phaul.migration.plan import fenced, has_connections, plan
 from phaul.migration.timeline import Timeline
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
@@ -64,20 +63,6 @@ PROGRESS_INTERVAL_SECONDS = 0.1
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
 RESUME_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again: past COMMIT nobody gives up
 DEAD_TIMEOUT_SECONDS = 60.0  # for the kernel to free a killed tree; only CLEANUP waits for it
-
-
-async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> CheckReport:
-    """PREFLIGHT: compare both hosts with what the workload uses. Touches nothing.
-
-    Raises `PreflightError` where there is no workload to look at, `UnreachableError` where there is no destination.
-    """
-    workload = await host.workload.inspect(request.root_pid)
-    source, destination = await asyncio.gather(
-        host.describe(),
-        peer.observe([thread for task in workload.tasks for thread in task.thread_ids], workload.files),
-    )
-    problems = preflight.compare(request, workload, source, destination)
-    return CheckReport(source=source, destination=destination.host, workload=workload, problems=problems)
 
 
 class Coordinator:
@@ -204,7 +189,7 @@ class Coordinator:
                 command=facts.tasks[0].command,
                 memory_bytes=facts.memory_bytes,
                 addresses=preflight.destination_addresses(self._request, addresses),
-                keep_connections=_has_connections(facts),
+                keep_connections=has_connections(facts),
                 shell_job=facts.needs_shell_job,
                 source_port=self._host.peer_port(),
                 source_peer="",
@@ -230,10 +215,10 @@ class Coordinator:
             root_pid=facts.root_pid,
             images=self._images,
             page_channel_fd=channel.fileno(),
-            keep_connections=_has_connections(facts),
+            keep_connections=has_connections(facts),
             shell_job=facts.needs_shell_job,
             drop_unaccepted=self._request.drop_unaccepted,
-            fenced=_fenced(facts, addresses),
+            fenced=fenced(facts, addresses),
         )
         progress = asyncio.create_task(self._tell_progress(channel, facts.memory_bytes))
         dump = self._host.engine.dump(request, about_to_freeze)
@@ -398,28 +383,6 @@ class Coordinator:
             connections=len(facts.connections),
             addresses=tuple(map(str, addresses)),
         )
-
-
-def _has_connections(facts: WorkloadFacts) -> bool:
-    """Whether CRIU must keep TCP connections: it refuses a dump with any unless told so."""
-    return any(connection.protocol == "tcp" for connection in facts.connections)
-
-
-def _fenced(facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> bool:
-    """Whether the fence around `addresses` keeps every packet from the workload's connections.
-
-    Connections over loopback stay inside the tree (preflight refuses others): both of their ends are frozen.
-    """
-    fenced = {ip_address(each.address) for each in addresses}
-    for connection in facts.connections:
-        if connection.protocol != "tcp" or connection.state == "listen":
-            continue
-        local = ip_address(connection.local_address)
-        if isinstance(local, IPv6Address) and local.ipv4_mapped:
-            local = local.ipv4_mapped
-        if local not in fenced and not local.is_loopback:
-            return False
-    return True
 
 
 def _as_undo(act: Callable[[], None]) -> Callable[[], Awaitable[None]]:

@@ -1,11 +1,13 @@
-"""What the source's journal keeps of a migration: enough to undo it or to see it through after a crash. Pure.
+"""What follows from the facts once preflight is over. Pure: what to keep, what to fence, what to tell CRIU.
 
-Written by the coordinator once preflight is over, read by `settlement`.
+Used by the coordinator; `settlement` reads back what the source's journal keeps: enough to undo a migration, or to see
+it through, after a crash.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from ipaddress import IPv6Address, ip_address
 
 from phaul.migration.facts import AddressFacts, ConnectionFacts, MigrationRequest, WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
@@ -34,3 +36,25 @@ def planned_addresses(data: Data) -> tuple[AddressFacts, ...]:
 def planned_connections(data: Data) -> tuple[ConnectionFacts, ...]:
     """The connections of a plan."""
     return tuple(ConnectionFacts(**each) for each in data["connections"])
+
+
+def has_connections(facts: WorkloadFacts) -> bool:
+    """Whether CRIU must keep TCP connections: it refuses a dump with any unless told so."""
+    return any(connection.protocol == "tcp" for connection in facts.connections)
+
+
+def fenced(facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> bool:
+    """Whether the fence around `addresses` keeps every packet from the workload's connections.
+
+    Connections over loopback stay inside the tree (preflight refuses others): both of their ends are frozen.
+    """
+    fenced = {ip_address(each.address) for each in addresses}
+    for connection in facts.connections:
+        if connection.protocol != "tcp" or connection.state == "listen":
+            continue
+        local = ip_address(connection.local_address)
+        if isinstance(local, IPv6Address) and local.ipv4_mapped:
+            local = local.ipv4_mapped
+        if local not in fenced and not local.is_loopback:
+            return False
+    return True

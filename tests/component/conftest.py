@@ -14,7 +14,9 @@ import pytest
 from phaul.agent.client import AgentClient
 from phaul.agent.server import AgentServer
 from phaul.config import AgentConfig
-from phaul.lab.fakes import PAGE_BYTES, FakeEngine, FakeMachine, FakeTree, fake_host
+from phaul.lab.fake_engine import FakeEngine
+from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree
+from phaul.lab.fakes import fake_host
 from phaul.migration.facts import AddressFacts
 from phaul.rpc.v1 import agent_pb2, facts_pb2
 

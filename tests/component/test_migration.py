@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from phaul.errors import PhaulError, PreflightError, RestoreError
-from phaul.lab.fakes import FakeTree, TreeState
+from phaul.lab.fake_machine import FakeTree, TreeState
 from phaul.migration.interfaces import HeldRestore, RestoreRequest
 from phaul.rpc.v1 import agent_pb2
 from tests.component.conftest import ADDRESS, PID, Pair, tree

@@ -12,7 +12,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.crash_world import PID, Fault, TreeState, ViolationError, World
+from phaul.lab.fake_machine import TreeState
+from tests.unit.crash_drivers import PID, Fault, ViolationError
+from tests.unit.crash_world import World
 
 CASES = 10_000
 SHOWN_STEPS = 150

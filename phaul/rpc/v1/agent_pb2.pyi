@@ -285,7 +285,7 @@ class MigrationEvent(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     sequence: _builtins.int
-    """1 for the first"""
+    """1 for the first; 0 where the events themselves are no longer known"""
     unix_us: _builtins.int
     @_builtins.property
     def phase_started(self) -> Global___PhaseStarted: ...

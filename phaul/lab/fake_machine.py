@@ -1,0 +1,83 @@
+"""A made-up machine: the trees, addresses and fences of a host, which outlive its agent and tell the truth about it.
+
+Used by `lab.fakes` (drivers) and `lab.fake_engine`; whoever injects faults does it here.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol
+
+from phaul.migration.facts import AddressFacts, ConnectionFacts
+
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+class Held(Protocol):
+    """A gate that a CRIU holds."""
+
+    def abandon(self) -> None:
+        """Its agent has died: the socket closes and CRIU rolls back."""
+        ...
+
+
+class TreeState(StrEnum):
+    """How one copy of a tree stands."""
+
+    RUNNING = "running"
+    FROZEN = "frozen"
+    DEAD = "dead"
+
+
+@dataclass(slots=True, eq=False)
+class FakeTree:
+    """One copy of a workload on one host. `memory` is what must arrive."""
+
+    pid: int
+    memory: bytes
+    connections: tuple[ConnectionFacts, ...] = ()
+    state: TreeState = TreeState.RUNNING
+    born: int = field(default_factory=itertools.count(1).__next__)  # stands for the start time: no two copies share it
+
+
+Fault = Callable[[str], None]
+
+
+class AgentKilledError(BaseException):
+    """An agent that was killed tried to do something. Not an Exception: nothing may handle it."""
+
+
+@dataclass(slots=True, eq=False)
+class FakeMachine:
+    """One host: its trees, addresses and fences. `fault` is called with the name of each act and may raise."""
+
+    name: str
+    trees: dict[int, FakeTree] = field(default_factory=dict)
+    local: list[AddressFacts] = field(default_factory=list)
+    fences: dict[str, tuple[AddressFacts, ...]] = field(default_factory=dict)
+    announced: list[str] = field(default_factory=list)
+    acts: list[str] = field(default_factory=list)
+    fault: Fault = lambda _: None
+    held: list[Held] = field(default_factory=list)
+    agent_alive: Callable[[], bool] = lambda: True
+
+    def act(self, name: str) -> None:
+        """Note an act of the agent; whoever injects faults raises here. A killed agent does nothing any more."""
+        if not self.agent_alive():
+            raise AgentKilledError(name)
+        self.acts.append(name)
+        self.fault(name)
+
+    def kill_agent(self) -> None:
+        """What the death of an agent does at once: each CRIU sees its socket close and rolls back."""
+        for held in self.held:
+            held.abandon()
+        self.held.clear()
+
+    def state(self, pid: int) -> TreeState:
+        """How the tree with this PID stands; DEAD where there is none."""
+        return self.trees[pid].state if pid in self.trees else TreeState.DEAD

@@ -1,0 +1,321 @@
+"""The drivers of the crash model: journals, rooms, time, engine and messages of hosts that are only values.
+
+`tests.unit.crash_world` puts them together; every act and every message asks the world's leave first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from phaul.errors import PhaulError, RestoreError, TransferError, UnreachableError
+from phaul.lab.fake_engine import FakeHeldDump, FakeHeldRestore
+from phaul.lab.fake_machine import AgentKilledError, FakeTree, TreeState
+from phaul.migration.facts import (
+    AddressFacts,
+    DestinationFacts,
+    FileFacts,
+    HostFacts,
+)
+from phaul.migration.interfaces import (
+    DumpRequest,
+    HeldDump,
+    HeldRestore,
+    PageChannel,
+    Reservation,
+    RestoredCopy,
+    RestoreRequest,
+)
+from phaul.migration.journal import Data, Mark, Record, last_of
+from phaul.migration.recovery import Word, destination_word, source_word
+
+if TYPE_CHECKING:
+    from tests.unit.crash_world import SimHost, World
+
+T = TypeVar("T")
+
+PID = 77
+MIGRATION = "m1"
+ADDRESS = AddressFacts("10.0.0.9", 24, "eth0")
+QUIET_TURNS = 60  # turns of the event loop without a step: everybody waits
+MOST_STEPS = 3000
+MOST_VIRTUAL_SECONDS = 4000.0
+
+
+class Fault(StrEnum):
+    """What can go wrong at a step."""
+
+    KILL_SOURCE = "kill_source"
+    KILL_DESTINATION = "kill_destination"
+    KILL_BOTH = "kill_both"
+    LOSE_REQUEST = "lose_request"  # of the message of this step, if it is one
+    LOSE_REPLY = "lose_reply"
+    DUPLICATE = "duplicate"
+    PARTITION = "partition"  # this message and the next few
+    CANCEL = "cancel"
+    FAIL = "fail"  # the act of this step raises
+
+
+class ViolationError(BaseException):
+    """An invariant does not hold. Not an Exception, so that no agent takes it for a failure that it can handle."""
+
+
+class Process:
+    """One life of an agent."""
+
+    def __init__(self) -> None:
+        self.alive = True
+        self.tasks: set[asyncio.Task[Any]] = set()
+
+
+current_process: contextvars.ContextVar[Process | None] = contextvars.ContextVar("process", default=None)
+
+
+class MemoryJournal:
+    """A journal that outlives its agent, as one on disk does."""
+
+    def __init__(self, world: World, host: SimHost) -> None:
+        self._world = world
+        self._host = host
+        self.lines: list[Record] = []
+
+    @property
+    def records(self) -> Sequence[Record]:
+        return self.lines
+
+    async def write(self, mark: Mark, data: Data | None = None) -> None:
+        self._world.step(self._host, f"journal before {mark}")
+        self.lines.append(Record(mark, dict(data or {})))
+        self._world.step(self._host, f"journal after {mark}")
+        await asyncio.sleep(0)
+
+
+class SimJournals:
+    """All journals of a host."""
+
+    def __init__(self, world: World, host: SimHost) -> None:
+        self._world = world
+        self._host = host
+        self.by_id: dict[str, MemoryJournal] = {}
+
+    def of(self, migration_id: str) -> MemoryJournal:
+        return self.by_id.setdefault(migration_id, MemoryJournal(self._world, self._host))
+
+    def find(self, migration_id: str) -> MemoryJournal | None:
+        return self.by_id.get(migration_id)
+
+    def forget(self, migration_id: str) -> None:
+        """The disk does not."""
+
+
+@dataclass(eq=False)
+class Room:
+    """An image directory: what of the images has come."""
+
+    pages: bool = False
+    images: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.pages and self.images
+
+
+class SimRooms:
+    """`ImageRooms`; rooms outlive agents."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+
+    async def make(self, migration_id: str, size_bytes: int) -> Path:
+        self._host.machine.act("rooms.make")
+        self._host.rooms[migration_id] = Room()
+        return Path("/rooms") / migration_id
+
+    async def existing(self, migration_id: str) -> Path | None:
+        return Path("/rooms") / migration_id if migration_id in self._host.rooms else None
+
+    async def release(self, migration_id: str) -> None:
+        self._host.machine.act("rooms.release")
+        self._host.rooms.pop(migration_id, None)
+
+
+class SimClock:
+    """Virtual time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def monotonic_us(self) -> int:
+        return int(self._world.now_seconds * 1e6)
+
+    def unix_us(self) -> int:
+        return self.monotonic_us()
+
+    async def sleep(self, seconds: float) -> None:
+        await self._world.sleep(seconds)
+
+
+class SimReception:
+    """The pages of one migration."""
+
+    def __init__(self) -> None:
+        self.token = b"token"
+        self.received: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def cancel(self) -> None:
+        if not self.received.done():
+            self.received.set_exception(PhaulError("aborted"))
+            self.received.exception()
+
+
+class SimChannel:
+    """The source's end of the page channel."""
+
+    def __init__(self, reception: SimReception, process: Process) -> None:
+        self.reception = reception
+        self.process = process
+
+    def fileno(self) -> int:
+        return -1
+
+    def delivered_bytes(self) -> int:
+        return 0
+
+    def close(self) -> None:
+        self.reception.cancel()
+
+
+class SimEngine:
+    """CRIU, with images in `Room`s."""
+
+    def __init__(self, host: SimHost) -> None:
+        self._host = host
+
+    async def describe(self) -> HostFacts:
+        return HostFacts()
+
+    @asynccontextmanager
+    async def dump(
+        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+    ) -> AsyncIterator[HeldDump]:
+        await about_to_freeze()
+        machine = self._host.machine
+        tree = machine.trees[request.root_pid]
+        tree.state = TreeState.FROZEN
+        held = FakeHeldDump(machine, tree)
+        try:
+            machine.act("engine.dump")
+            self._host.world.deliver_pages(request.migration_id)
+            yield held
+        finally:
+            if not held.decided:
+                await held.resume()
+
+    @asynccontextmanager
+    async def restore(self, request: RestoreRequest) -> AsyncIterator[HeldRestore]:
+        machine = self._host.machine
+        machine.act("engine.restore")
+        room = self._host.rooms.get(request.migration_id)
+        if room is None or not room.complete:
+            raise RestoreError("there are no complete images")
+        if machine.state(request.root_pid) is not TreeState.DEAD:
+            raise RestoreError("the PID is taken")
+        tree = FakeTree(request.root_pid, b"", state=TreeState.FROZEN)
+        machine.trees[request.root_pid] = tree
+        held = FakeHeldRestore(machine, tree)
+        try:
+            yield held
+        finally:
+            if not held.decided:
+                await held.discard()
+
+
+class SimPeer:
+    """`PeerAgent`: messages from one host to the other, each of which can be lost on either way or come twice."""
+
+    name = "other:7428"
+
+    def __init__(self, world: World, here: SimHost, there: SimHost) -> None:
+        self._world = world
+        self._here = here
+        self._there = there
+
+    async def close(self) -> None:
+        """Nothing to give back."""
+
+    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
+        async def act() -> DestinationFacts:
+            taken, seen = await self._there.host.workload.observe(ids, files)
+            return DestinationFacts(await self._there.host.describe(), seen, taken, ("127.0.0.1",))
+
+        return await self._send("observe", act)
+
+    async def prepare(self, reservation: Reservation) -> PageChannel:
+        await self._send("prepare", lambda: self._there.arrivals.prepare(reservation))
+        reception = self._there.receptions.get(reservation.migration_id)
+        if reception is None or not self._there.process.alive:
+            raise UnreachableError("the page channel could not be opened")
+        self._world.channel = SimChannel(reception, self._there.process)
+        return self._world.channel
+
+    async def send_images(self, migration_id: str, directory: Path) -> int:
+        async def act() -> int:
+            self._there.arrivals.images(migration_id)
+            if migration_id not in self._there.rooms:
+                raise TransferError("the image directory is gone")
+            self._there.rooms[migration_id].images = True
+            return 1
+
+        return await self._send("send_images", act)
+
+    async def restore(self, migration_id: str) -> RestoredCopy:
+        return await self._send("restore", lambda: self._there.arrivals.restore(migration_id))
+
+    async def resume(self, migration_id: str) -> tuple[str, ...]:
+        return await self._send("resume", lambda: self._there.arrivals.resume(migration_id))
+
+    async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
+        return await self._send("abort", lambda: self._there.arrivals.abort(migration_id))
+
+    async def word(self, migration_id: str) -> Word:
+        async def act() -> Word:
+            journal = self._there.journals.find(migration_id)
+            records = journal.records if journal else ()
+            if last_of(records, Mark.RESERVED):
+                return destination_word(records)
+            return source_word(records, killed=self._there.killed())
+
+        try:
+            return await self._send("word", act)
+        except PhaulError:
+            return Word.NO_ANSWER
+
+    async def _send(self, name: str, act: Callable[[], Awaitable[T]]) -> T:
+        fault = self._world.step(self._here, f"message {name}")
+        await asyncio.sleep(0)
+        if fault is Fault.PARTITION:
+            self._world.cut = 6
+        if self._world.cut > 0 or fault is Fault.LOSE_REQUEST or not self._there.process.alive:
+            self._world.cut -= 1
+            raise UnreachableError(f"{name} was lost")
+        answer = self._there.run(act)
+        if fault is Fault.DUPLICATE:
+            self._there.run(act).add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            result = await asyncio.shield(answer)
+        except AgentKilledError:
+            raise UnreachableError(f"the other agent died during {name}") from None
+        except asyncio.CancelledError:
+            if answer.cancelled():
+                raise UnreachableError(f"the other agent died during {name}") from None
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
+        if fault is Fault.LOSE_REPLY:
+            raise UnreachableError(f"the reply to {name} was lost")
+        return result
