@@ -14,9 +14,9 @@ GIB = 1024 * MIB
 def format_bytes(count: float) -> str:
     """Give a byte count in binary units with at most four significant characters, e.g. ``271 MiB`` or ``1.5 GiB``."""
     for unit, size in (("TiB", 1024 * GIB), ("GiB", GIB), ("MiB", MIB), ("KiB", KIB)):
-        if count >= size:
+        if count >= size - size / 2048:  # what would be rounded to 1024 of the unit below is 1.0 of this one
             value = count / size
-            return f"{value:.1f} {unit}" if value < 10 else f"{value:.0f} {unit}"
+            return f"{value:.1f} {unit}" if value < 9.95 else f"{value:.0f} {unit}"
     return f"{count:.0f} B"
 
 
@@ -27,12 +27,13 @@ def format_rate(bytes_per_second: float) -> str:
 
 def format_seconds(seconds: float) -> str:
     """Give a duration with a unit that fits: ``850 µs``, ``12 ms``, ``1.25 s``, ``3 min 04 s``, ``2 h 05 min``."""
-    if seconds < 0.001:
+    # Each limit is where rounding would reach the next unit, or a digit too many.
+    if seconds < 0.0009995:
         return f"{seconds * 1e6:.0f} µs"
-    if seconds < 1:
-        return f"{seconds * 1e3:.0f} ms" if seconds >= 0.01 else f"{seconds * 1e3:.1f} ms"
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.1f} s"
+    if seconds < 0.9995:
+        return f"{seconds * 1e3:.0f} ms" if seconds >= 0.00995 else f"{seconds * 1e3:.1f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.2f} s" if seconds < 9.995 else f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

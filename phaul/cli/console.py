@@ -79,4 +79,4 @@ def _stand_in(error: UnicodeError) -> tuple[str, int]:
 _STAND_INS = {"µ": "u", "…": ".", "✓": "+", "✗": "x", "→": ">", "←": "<", "·": "-", "\N{REPLACEMENT CHARACTER}": "?"}
 codecs.register_error(STAND_IN, _stand_in)
 
-_UNPRINTABLE = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
+_UNPRINTABLE = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})  # Co: bytes of a name that are no UTF-8 (agent.messages)

@@ -44,7 +44,8 @@ class Timeline:
     def phases(self) -> tuple[PhaseDuration, ...]:
         """Every phase that was entered and how long it lasted, the last one until now."""
         ends = [start for _, start in self._phases[1:]] + [self._clock.monotonic_us()]
-        return tuple(PhaseDuration(phase, end - start) for (phase, start), end in zip(self._phases, ends, strict=True))
+        # Before the first phase there is an end and no beginning.
+        return tuple(PhaseDuration(phase, end - start) for (phase, start), end in zip(self._phases, ends, strict=False))
 
     def steps(self) -> tuple[Step, ...]:
         """The steps since the freeze, by their start."""

@@ -15,7 +15,7 @@ import pytest
 from phaul.lab.host import Host
 
 from .clients import Numbering
-from .moves import Move, phaul
+from .moves import Move, migrate, phaul
 from .stage import DEVICE, Stage
 from .witness import longest_gap, wait_until
 
@@ -75,6 +75,44 @@ def test_a_restore_that_fails_is_rolled_back(stage: Stage, held_file: str) -> No
         (account,) = client.finish()
         account.check(move.phase_at("freeze"), second.ended, finished=True)
     stage.check_ticks(pid, stage.a, stage.b)
+
+
+def test_restores_that_fail_again_and_again_add_nothing_up(stage: Stage, held_file: str) -> None:
+    """A file that looks the same on the destination and cannot be opened there as the workload has it open."""
+    pid = stage.start("server", "--write", held_file)
+    stage.b.exec(["mount", "--bind", "-o", "ro", held_file, held_file])
+    try:
+        for _ in range(3):
+            move = migrate(stage.a, pid, "b")
+            assert move.status == RESTORE_STATUS, move.told()
+            assert held_file in move.error["message"] + move.error["detail"], move.told()
+            check_runs_again(stage, pid, failed_at(stage.b, move))
+    finally:
+        stage.b.exec(["umount", held_file])
+    # Whether anything is left of them is looked at when the stage is cleared.
+
+
+def test_cancelling_while_the_copy_is_made(stage: Stage) -> None:
+    """CRIU stands still on the destination; until COMMIT nothing keeps the source from going on."""
+    address = stage.add_address(stage.ip4)
+    pid = stage.start("server", "--listen", address, str(PORT), "--memory", str(MIB))
+    with Numbering(stage.client, (address, PORT)) as client:
+        stage.wait_exchange(client)
+        with Move(stage.a, pid, "b", stage.ip4) as move:
+            move.wait_phase("restore")
+            criu = stop_criu(stage.b)
+            assert phaul(stage.a, "cancel", move.id).returncode == 0
+            check_runs_again(stage, pid, time.monotonic())
+            for each in criu:
+                stage.b.kill(each, signal.SIGCONT)
+            move.wait()
+        assert move.status == CANCELLED_STATUS, move.told()
+        stage.wait_exchange(client)
+        (account,) = client.finish()
+        account.check(move.phase_at("freeze"), move.ended, finished=True)
+    assert stage.has_address(stage.a, stage.ip4)
+    assert not stage.has_address(stage.b, stage.ip4)
+    wait_until(lambda: not stage.b.running(pid), "the copy is still there")
 
 
 def test_cancelling_in_the_middle(stage: Stage) -> None:
@@ -160,6 +198,22 @@ def check_runs_again(stage: Stage, pid: int, failed: float) -> None:
     first = min(tick.arrived for tick in ticks if tick.arrived > failed)
     assert first - failed < RUNS_AGAIN_SECONDS, f"{first - failed:.3f} s"
     assert longest_gap(ticks, since=failed + RUNS_AGAIN_SECONDS) < RUNS_AGAIN_SECONDS
+
+
+def stop_criu(host: Host) -> list[int]:
+    """Stop CRIU on a host at the first moment that it is seen there."""
+    stopped: list[int] = []
+
+    def seen() -> bool:
+        for entry in host.path("/proc").iterdir():
+            stat = host.stat(int(entry.name)) if entry.name.isdigit() else None
+            if stat is not None and stat.command == "criu":
+                host.kill(stat.pid, signal.SIGSTOP)
+                stopped.append(stat.pid)
+        return bool(stopped)
+
+    wait_until(seen, f"CRIU is not seen on {host.name}")
+    return stopped
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from phaul.lab.host import Host
 from .clients import Numbering
 from .moves import Move, migrate
 from .stage import Stage
+from .witness import wait_until
 
 PORT = 5000
 NO_SUCH_PID = 99_999
@@ -206,7 +207,5 @@ def spawn_as(host: Host, pid: int) -> int:
 
 def wait_children(stage: Stage, pid: int, count: int) -> set[int]:
     """Wait until a process of a has so many children."""
-    from .witness import wait_until
-
     wait_until(lambda: len(stage.descendants(stage.a, pid)) > count, f"process {pid} has no children")
     return set(stage.descendants(stage.a, pid)) - {pid}

@@ -59,7 +59,8 @@ class Server:
         self._arguments = arguments
         self._ticker = Ticker(arguments.client, arguments.tick_port, new_instance())
         self._content = Content(arguments.memory)
-        self._held = [open(path, "rb") for path in arguments.open]  # noqa: PTH123, SIM115 -- held until the end
+        self._held = [os.open(path, os.O_RDONLY) for path in arguments.open]
+        self._held += [os.open(path, os.O_RDWR) for path in arguments.write]
         self._selector = selectors.DefaultSelector()
         self._peers: list[Peer] = []
         self._accepting = not arguments.accept_when
@@ -159,7 +160,7 @@ class Server:
         if command == "wrong_pages":
             return self._content.wrong_pages()
         if command == "held":
-            return [os.pread(file.fileno(), READ_BYTES, 0).decode() for file in self._held]
+            return [os.pread(file, READ_BYTES, 0).decode() for file in self._held]
         if command == "counts":
             return {"errors": self._errors, "peers": len(self._peers), "greeted": self._greeted}
         return f"unknown command {command}"
@@ -177,6 +178,7 @@ def main() -> None:
     parser.add_argument("--change", action="store_true", help="change all of the memory, constantly")
     parser.add_argument("--flood", type=int, default=1, help="blocks a client is sent at a time")
     parser.add_argument("--open", action="append", default=[], metavar="FILE", help="hold it open for reading")
+    parser.add_argument("--write", action="append", default=[], metavar="FILE", help="hold it open for writing, too")
     parser.add_argument("--backlog", type=int, default=128)
     parser.add_argument("--accept-when", default="", metavar="FILE", help="accept nobody before FILE is there")
     Server(parser.parse_args()).run()

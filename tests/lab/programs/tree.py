@@ -2,9 +2,9 @@
 
 Runs on a host. A numbered token goes round through pipes from each process to the next; whoever holds it checks that a
 counter in memory shared by all stands at the token's number, and counts it up. Process 0 is the parent of the first
-few, these of further ones. Each process also plays ping-pong with numbered messages over a Unix socket with its parent:
-a socket pair, or a connection to a socket in DIRECTORY. Every process ticks; what it has done and what was wrong stands
-in its ticks.
+few, these of further ones. Each process also plays ping-pong with numbered messages with its parent: over a socket
+pair, a Unix socket that has a path in DIRECTORY, or a TCP connection over loopback. Every process ticks; what it has
+done and what was wrong stands in its ticks.
 """
 
 from __future__ import annotations
@@ -92,10 +92,11 @@ def main() -> None:
     shared = mmap.mmap(-1, mmap.PAGESIZE, mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
     pipes = [os.pipe() for _ in range(count)]
     path = f"{directory}/tree.sock"
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path)
-    listener.listen(count)
-    index, pings, pongs = _grow(0, count, listener, path)
+    named = socket.socket(socket.AF_UNIX)
+    named.bind(path)
+    named.listen(count)
+    loopback = socket.create_server(("127.0.0.1", 0), backlog=count)
+    index, pings, pongs = _grow(0, count, named, loopback)
     process = Process(
         index,
         Ticker(client, port, instance, index),
@@ -111,23 +112,30 @@ def main() -> None:
 
 
 def _grow(
-    index: int, count: int, listener: socket.socket, path: str
+    index: int, count: int, named: socket.socket, loopback: socket.socket
 ) -> tuple[int, list[socket.socket], list[socket.socket]]:
     """Fork the children of a process; returns in every one with its index and its connections."""
     pings: list[socket.socket] = []
     pongs: list[socket.socket] = []
     child = index * CHILDREN + 1
     while child < min(index * CHILDREN + 1 + CHILDREN, count):
-        named = child % 2 == 0
-        ours, theirs = (None, None) if named else socket.socketpair()
+        kind = child % 3
+        ours, theirs = socket.socketpair()
         if os.fork() == 0:
-            if theirs is None:
-                theirs = socket.socket(socket.AF_UNIX)
-                theirs.connect(path)
+            ours.close()
+            if kind:
+                theirs.close()
+                there = named if kind == 1 else loopback
+                theirs = socket.socket(there.family)
+                theirs.connect(there.getsockname())
             index, pings, pongs = child, [], [theirs]
             child = index * CHILDREN + 1
             continue
-        pings.append(ours or listener.accept()[0])
+        theirs.close()
+        if kind:
+            ours.close()
+            ours = (named if kind == 1 else loopback).accept()[0]
+        pings.append(ours)
         child += 1
     return index, pings, pongs
 
