@@ -38,7 +38,7 @@ class Channel:
         self.socket.settimeout(SOON_SECONDS)
         self.receiver = PageReceiver(theirs, directory, PAGE_BYTES, limit_bytes, encode_pagemap)
         self.outcome: int | BaseException | None = None
-        self._thread = threading.Thread(target=self._receive)
+        self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
     def _receive(self) -> None:
@@ -147,9 +147,10 @@ def test_a_dump_that_is_cut_off_is_an_error(
     tmp_path_factory: pytest.TempPathFactory, dump: Dump, data: st.DataObject
 ) -> None:
     stream = dump.stream()
+    end = data.draw(st.integers(0, len(stream) - 1))
     before = open_descriptors()
     channel = Channel(tmp_path_factory.mktemp("pages"))
-    channel.send(stream[: data.draw(st.integers(0, len(stream) - 1))])
+    channel.send(stream[:end])
     channel.socket.shutdown(socket.SHUT_WR)
     outcome = channel.end()
     assert isinstance(outcome, TransferError)
