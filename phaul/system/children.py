@@ -22,6 +22,7 @@ from phaul.system.procfs import read_stat
 log = structlog.get_logger(__name__)
 
 PR_SET_CHILD_SUBREAPER = 36
+THREADS = Path("/proc/self/task")  # each has the children that it started
 
 
 class _Registry:
@@ -84,6 +85,9 @@ def reap_orphans() -> None:
 
 def _children() -> list[int]:
     found: list[int] = []
-    for task in Path("/proc/self/task").iterdir():
-        found += (int(word) for word in (task / "children").read_text().split())
+    for thread in THREADS.iterdir():
+        try:
+            found += map(int, (thread / "children").read_text().split())
+        except OSError:
+            continue  # a thread that ended in between; its children are another's now
     return found

@@ -26,6 +26,9 @@ class FakeClock:
     def unix_us(self) -> int:
         return self.now_us
 
+    async def sleep(self, seconds: float) -> None:
+        self.now_us += round(seconds * 1e6)
+
 
 class Undo:
     """Notes that it ran, and fails if it shall."""
