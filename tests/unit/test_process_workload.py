@@ -2,78 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import pty
-import signal
 import socket
 import stat
 import subprocess
 import sys
-import textwrap
-import time
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from phaul.errors import DumpError, PreflightError
+from phaul.errors import PreflightError
 from phaul.migration.facts import FileFacts, FileUse, WorkloadFacts
 from phaul.system import procfs
-from phaul.system.pidfd import HeldProcess
 from phaul.system.procfs import Descriptor
 from phaul.units import MIB
 from phaul.workloads import holdings, obstacles, snapshot
-from phaul.workloads.process import ProcessTree, ProcessWorkload, inspect, observe
-
-READY_SECONDS = 20
-PRELUDE = "import mmap, os, signal, socket, sys, threading, time\n"
-EPILOGUE = "\nopen(sys.argv[1], 'w').close()\nwhile True: time.sleep(60)\n"
-
-Start = Callable[..., subprocess.Popen[bytes]]
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    """Start Python code in a session of its own, with nothing inherited, and wait until it is ready to be looked at."""
-    running: list[subprocess.Popen[bytes]] = []
-
-    def run(code: str, session: bool = True, **options: object) -> subprocess.Popen[bytes]:
-        ready = tmp_path / f"ready{len(running)}"
-        streams = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        child: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-            [sys.executable, "-c", PRELUDE + textwrap.dedent(code) + EPILOGUE, str(ready)],
-            start_new_session=session,
-            cwd=tmp_path,
-            **(streams | options),
-        )
-        running.append(child)
-        deadline = time.monotonic() + READY_SECONDS
-        while not ready.exists():
-            assert child.poll() is None and time.monotonic() < deadline, "the child did not come up"
-            time.sleep(0.01)
-        return child
-
-    yield run
-    for child in running:
-        if child.poll() is None:
-            with ProcessTreeOf(child.pid) as tree:
-                tree.kill()
-        child.wait()
-
-
-class ProcessTreeOf:
-    """Holds a whole tree for the clean-up of a test."""
-
-    def __init__(self, pid: int) -> None:
-        self._tree = ProcessTree([HeldProcess.open(each) for each in procfs.walk_tree(pid)])
-
-    def __enter__(self) -> ProcessTree:
-        return self._tree
-
-    def __exit__(self, *_: object) -> None:
-        self._tree.close()
+from phaul.workloads.process import inspect, observe
+from tests.unit.process_trees import Start
 
 
 def codes(facts: WorkloadFacts) -> set[str]:
@@ -357,49 +304,3 @@ def test_the_other_host_answers_in_the_order_asked(tmp_path: Path) -> None:
     assert taken == (os.getpid(),)
     assert [(file.exists, file.size_bytes, file.build_id) for file in found] == [(False, 0, ""), (True, 3, "")]
     assert found[1].writable and found[1].use is FileUse.OPEN
-
-
-async def test_a_held_tree_dies_whole_and_only_when_killed(start: Start) -> None:
-    child = start("if os.fork() == 0:\n    if os.fork() == 0: time.sleep(600)\n    time.sleep(600)")
-    workload = ProcessWorkload()
-    facts = await workload.inspect(child.pid)
-    os.kill(child.pid, signal.SIGSTOP)  # as frozen as a test can have it
-    tree = await workload.hold(facts)
-    try:
-        assert tree.pids == tuple(task.pid for task in facts.tasks) and len(tree.pids) == 3
-        assert not await tree.wait_dead(0.05)
-        tree.kill()
-        assert await tree.wait_dead(10)
-        tree.kill()  # again, on what is dead and partly reaped
-        assert child.wait(10) == -signal.SIGKILL
-        assert await tree.wait_dead(0)
-    finally:
-        tree.close()
-    tree.close()
-
-
-async def test_children_born_after_preflight_are_held_too(start: Start) -> None:
-    child = start("signal.signal(signal.SIGUSR1, lambda *_: os.fork() or time.sleep(600))")
-    facts = inspect(child.pid)
-    os.kill(child.pid, signal.SIGUSR1)
-    for _ in range(500):
-        if len(procfs.walk_tree(child.pid)) == 2:
-            break
-        await asyncio.sleep(0.01)
-    tree = await ProcessWorkload().hold(facts)
-    assert len(facts.tasks) == 1 and len(tree.pids) == 2
-    tree.close()
-
-
-async def test_another_process_with_the_same_number_is_not_held(start: Start) -> None:
-    child = start("")
-    facts = inspect(child.pid)
-    before = len(list(Path("/proc/self/fd").iterdir()))
-    other = replace(facts, tasks=(replace(facts.tasks[0], start_ticks=facts.tasks[0].start_ticks - 1),))
-    with pytest.raises(DumpError, match="reused"):
-        await ProcessWorkload().hold(other)
-    child.kill()
-    child.wait()
-    with pytest.raises(DumpError, match="ended"):
-        await ProcessWorkload().hold(facts)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before  # no pidfd leaks

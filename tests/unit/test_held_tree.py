@@ -1,0 +1,62 @@
+"""A tree held by pidfd: it dies whole, only when killed, and never another in its place."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from phaul.errors import DumpError
+from phaul.system import procfs
+from phaul.workloads.process import ProcessWorkload, inspect
+from tests.unit.process_trees import Start
+
+
+async def test_a_held_tree_dies_whole_and_only_when_killed(start: Start) -> None:
+    child = start("if os.fork() == 0:\n    if os.fork() == 0: time.sleep(600)\n    time.sleep(600)")
+    workload = ProcessWorkload()
+    facts = await workload.inspect(child.pid)
+    os.kill(child.pid, signal.SIGSTOP)  # as frozen as a test can have it
+    tree = await workload.hold(facts)
+    try:
+        assert tree.pids == tuple(task.pid for task in facts.tasks) and len(tree.pids) == 3
+        assert not await tree.wait_dead(0.05)
+        tree.kill()
+        assert await tree.wait_dead(10)
+        tree.kill()  # again, on what is dead and partly reaped
+        assert child.wait(10) == -signal.SIGKILL
+        assert await tree.wait_dead(0)
+    finally:
+        tree.close()
+    tree.close()
+
+
+async def test_children_born_after_preflight_are_held_too(start: Start) -> None:
+    child = start("signal.signal(signal.SIGUSR1, lambda *_: os.fork() or time.sleep(600))")
+    facts = inspect(child.pid)
+    os.kill(child.pid, signal.SIGUSR1)
+    for _ in range(500):
+        if len(procfs.walk_tree(child.pid)) == 2:
+            break
+        await asyncio.sleep(0.01)
+    tree = await ProcessWorkload().hold(facts)
+    assert len(facts.tasks) == 1 and len(tree.pids) == 2
+    tree.close()
+
+
+async def test_another_process_with_the_same_number_is_not_held(start: Start) -> None:
+    child = start("")
+    facts = inspect(child.pid)
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    other = replace(facts, tasks=(replace(facts.tasks[0], start_ticks=facts.tasks[0].start_ticks - 1),))
+    with pytest.raises(DumpError, match="reused"):
+        await ProcessWorkload().hold(other)
+    child.kill()
+    child.wait()
+    with pytest.raises(DumpError, match="ended"):
+        await ProcessWorkload().hold(facts)
+    assert len(list(Path("/proc/self/fd").iterdir())) == before  # no pidfd leaks
