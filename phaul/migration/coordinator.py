@@ -115,43 +115,43 @@ class Coordinator:
             raise await self._roll_back(defect) from error
 
     async def _migrate(self) -> MigrationReport:
-        self._enter(Phase.PREFLIGHT)
+        await self._enter(Phase.PREFLIGHT)
         facts, addresses = await self._preflight()
         await self._journal.write(Mark.PLANNED, plan(facts, addresses, self._request, await self._identify()))
 
-        self._enter(Phase.PREPARE)
+        await self._enter(Phase.PREPARE)
         channel = await self._prepare(facts, addresses)
 
-        self._enter(Phase.FREEZE)
+        await self._enter(Phase.FREEZE)
         held = await self._freeze(facts, addresses, channel)
         tree = await self._host.workload.hold(facts)
         self._undo.add("handles of the frozen tasks", _as_undo(tree.close))
 
-        self._enter(Phase.TRANSFER)
+        await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
             image_bytes = await self._peer.send_images(self._id, self._images)
 
-        self._enter(Phase.RESTORE)
+        await self._enter(Phase.RESTORE)
         with self._timeline.step("restore", Role.DESTINATION):
             copy = await self._peer.restore(self._id)
 
-        self._enter(Phase.SWITCHOVER)
+        await self._enter(Phase.SWITCHOVER)
         await self._journal.write(Mark.SWITCHING)
         with self._timeline.step("move addresses"):
             await self._give_up(addresses)
 
-        self._enter(Phase.COMMIT)
+        await self._enter(Phase.COMMIT)
         await self._commit(tree)
         self._timeline.killed_us = self._host.clock.monotonic_us()
 
         try:
-            self._enter(Phase.RESUME)
+            await self._enter(Phase.RESUME)
             with self._timeline.step("resume", Role.DESTINATION):
                 await self._resume()
             self._timeline.resumed_us = self._host.clock.monotonic_us()
             await self._journal.write(Mark.RESUMED)
         finally:
-            self._enter(Phase.CLEANUP)
+            await self._enter(Phase.CLEANUP)
             await self._clean_up(facts, held, tree, channel)
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         return self._report(facts, addresses, copy, image_bytes)
@@ -357,9 +357,10 @@ class Coordinator:
             self._events.emit(Progress(Phase.FREEZE, done_bytes, max(total_bytes, done_bytes), rate))
             last_us, last_bytes = now_us, done_bytes
 
-    def _enter(self, phase: Phase) -> None:
+    async def _enter(self, phase: Phase) -> None:
         self._timeline.enter(phase)
         self._events.emit(PhaseStarted(phase))
+        await self._host.reached(Role.SOURCE, phase)
 
     def _warn(self, message: str) -> None:
         self._warnings.append(message)
