@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from phaul.agent.history import History
 from phaul.agent.messages import from_message, to_message
 from phaul.agent.outgoing import OutgoingMigrations
+from phaul.agent.resolution import Resolver, choice_of
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
 from phaul.migration.facts import MigrationRequest
 from phaul.migration.host import Host
@@ -21,10 +22,11 @@ SETTLED_INTERVAL_SECONDS = 0.2
 class AgentService(AgentServicer):
     """Serves `phaul` on this host. Holds nothing of its own."""
 
-    def __init__(self, host: Host, migrations: OutgoingMigrations, history: History) -> None:
+    def __init__(self, host: Host, migrations: OutgoingMigrations, history: History, resolver: Resolver) -> None:
         self._host = host
         self._migrations = migrations
         self._history = history
+        self._resolver = resolver
 
     @reports_errors
     async def DescribeHost(self, request: agent_pb2.DescribeHostRequest, context: Context) -> facts_pb2.HostFacts:
@@ -84,3 +86,15 @@ class AgentService(AgentServicer):
     ) -> agent_pb2.ListMigrationsReply:
         """Migrations of this host, newest first."""
         return agent_pb2.ListMigrationsReply(migrations=self._history.newest_first())
+
+    @reports_errors
+    async def DescribeDoubt(self, request: agent_pb2.MigrationReference, context: Context) -> agent_pb2.DoubtReport:
+        """What is known of a migration, and what may be decided."""
+        return to_message(await self._resolver.describe(request.migration_id), agent_pb2.DoubtReport)
+
+    @reports_errors
+    async def ResolveMigration(self, request: agent_pb2.ResolveRequest, context: Context) -> agent_pb2.ResolveReply:
+        """Do what a person decided."""
+        choice = choice_of(request.choice)
+        resolved = await self._resolver.resolve(request.migration_id, choice, force=request.force)
+        return to_message(resolved, agent_pb2.ResolveReply)

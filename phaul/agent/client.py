@@ -21,11 +21,15 @@ from phaul.config import DEFAULT_SOCKET
 from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableError
 from phaul.rpc.v1.agent_pb2 import (
     CancelMigrationReply,
+    Choice,
     DescribeHostRequest,
+    DoubtReport,
     ListMigrationsRequest,
     MigrationEvent,
     MigrationReference,
     MigrationSummary,
+    ResolveReply,
+    ResolveRequest,
 )
 from phaul.rpc.v1.agent_pb2_grpc import AgentStub
 from phaul.rpc.v1.facts_pb2 import CheckReport, ErrorInfo, HostFacts, MigrationRequest
@@ -36,6 +40,7 @@ if TYPE_CHECKING:  # mypy-protobuf 5.1 declares it, the generated module does no
 ERROR_METADATA_KEY = "phaul-error-bin"  # trailing metadata: a serialized ErrorInfo
 ANSWER_SECONDS = 10.0  # what the agent answers out of its own memory, or by probing its own host
 CHECK_SECONDS = 60.0  # asks the other host, and reads every mapped file of the workload
+RESOLVE_SECONDS = 3600.0  # restores the copy from its images: grows with memory
 MESSAGE_LIMIT_BYTES = 64 * 1024 * 1024  # a tree with 100 000 mapped files makes about 20 MB of facts
 
 Reply = TypeVar("Reply")
@@ -108,6 +113,16 @@ class AgentClient:
         """Migrations that this host takes or took part in, newest first."""
         reply = await self._call(self._stub.ListMigrations(ListMigrationsRequest(), timeout=ANSWER_SECONDS))
         return tuple(reply.migrations)
+
+    async def describe_doubt(self, migration_id: str) -> DoubtReport:
+        """What both hosts know of a migration, and what may be decided here; asks the other host."""
+        reference = MigrationReference(migration_id=migration_id)
+        return await self._call(self._stub.DescribeDoubt(reference, timeout=CHECK_SECONDS))
+
+    async def resolve(self, migration_id: str, choice: Choice.ValueType, *, force: bool) -> ResolveReply:
+        """Do what a person decided. `UnreachableError` leaves open whether it was done."""
+        request = ResolveRequest(migration_id=migration_id, choice=choice, force=force)
+        return await self._call(self._stub.ResolveMigration(request, timeout=RESOLVE_SECONDS))
 
     @property
     def _stub(self) -> AgentAsyncStub:

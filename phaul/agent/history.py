@@ -67,10 +67,10 @@ class History:
         report: MigrationReport | None = None,
         error: PhaulError | None = None,
     ) -> None:
-        """A migration has ended."""
+        """A migration has ended, or is IN_DOUBT, which is not the end of it."""
         record = self._records[migration_id]
         self._set_enum(record, "outcome", outcome)
-        record.ended_unix_us = _now_us()
+        record.ended_unix_us = 0 if outcome is Outcome.IN_DOUBT else _now_us()
         if report is not None:
             record.report.CopyFrom(to_message(report, agent_pb2.MigrationReport))
         if error is not None:

@@ -16,6 +16,7 @@ import structlog
 from phaul.agent.history import History
 from phaul.agent.journals import Journals
 from phaul.agent.messages import to_message
+from phaul.agent.patience import PatientPeer
 from phaul.agent.peer_client import GrpcPeer
 from phaul.errors import (
     DefectError,
@@ -32,6 +33,7 @@ from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import Event, Finished, Outcome, PhaseStarted, Progress, Role, Started
 from phaul.migration.facts import CheckReport, MigrationRequest
 from phaul.migration.host import Host
+from phaul.migration.resolution import in_doubt
 from phaul.rpc.v1 import agent_pb2
 
 log = structlog.get_logger(__name__)
@@ -65,6 +67,7 @@ class Outgoing:
         self.migration_id = migration_id
         self.task: asyncio.Task[None] | None = None
         self.coordinator: Coordinator | None = None
+        self.peer: PatientPeer | None = None
         self._history = history
         self._events: list[agent_pb2.MigrationEvent] = []
         self._wakers: set[asyncio.Event] = set()
@@ -162,8 +165,9 @@ class OutgoingMigrations:
         self._history.begin(migration_id, Role.SOURCE, peer.name, request.root_pid, "")
         outgoing = Outgoing(migration_id, self._history)
         outgoing.emit(Started(request.root_pid, "", peer.name))
+        outgoing.peer = PatientPeer(peer, lambda: self._doubt(migration_id))
         outgoing.coordinator = Coordinator(
-            migration_id, request, self._host, peer, outgoing, self._journals.of(migration_id)
+            migration_id, request, self._host, outgoing.peer.as_peer, outgoing, self._journals.of(migration_id)
         )
         self._migrations[migration_id] = outgoing
         self._under_way[request.root_pid] = migration_id
@@ -189,6 +193,11 @@ class OutgoingMigrations:
         outgoing.task.cancel()
         return True, ""
 
+    def under_way(self, migration_id: str) -> Outgoing | None:
+        """Give a migration that a coordinator is at work on."""
+        outgoing = self._migrations.get(migration_id)
+        return outgoing if outgoing is not None and not outgoing.ended else None
+
     async def close(self) -> None:
         """Roll back what can be, and see the rest through, as far as this takes under a minute."""
         tasks = []
@@ -199,6 +208,9 @@ class OutgoingMigrations:
                 tasks.append(outgoing.task)
         if tasks:
             await asyncio.wait(tasks, timeout=60)
+
+    def _doubt(self, migration_id: str) -> None:
+        self._history.end(migration_id, Outcome.IN_DOUBT, error=in_doubt(migration_id, Role.SOURCE))
 
     def _forget_oldest(self) -> None:
         over = [migration_id for migration_id, each in self._migrations.items() if each.ended]

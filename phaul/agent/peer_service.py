@@ -25,6 +25,8 @@ from phaul.migration.host import Host
 from phaul.migration.interfaces import Reservation
 from phaul.migration.journal import Mark, last_of
 from phaul.migration.recovery import destination_word, source_word
+from phaul.migration.resolution import in_doubt
+from phaul.migration.settlement import died_after_commit
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerServicer
 from phaul.transfer.image_stream import Chunk, ImageWriter
@@ -51,6 +53,8 @@ class HistoryObserver:
 
     def settled(self, migration_id: str, outcome: Outcome, error: PhaulError | None) -> None:
         """It has ended, or is in doubt."""
+        if outcome is Outcome.IN_DOUBT and error is None:
+            error = in_doubt(migration_id, Role.DESTINATION)
         log.info("arrival.settled", migration_id=migration_id, outcome=str(outcome))
         self._history.end(migration_id, outcome, error=error)
 
@@ -143,7 +147,10 @@ class PeerService(PeerServicer):
         if last_of(records, Mark.RESERVED):
             word = destination_word(records)
         else:
-            word = source_word(records, killed=self._killed_here(request.migration_id))
+            killed = self._killed_here(request.migration_id)
+            if journal and not killed:
+                killed = await died_after_commit(journal, self._host.workload)
+            word = source_word(records, killed=killed)
         return peer_pb2.AskWordReply(word=peer_pb2.Word.Value(f"WORD_{word.name}"))
 
 

@@ -29,6 +29,7 @@ from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.page_listener import PageListener
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
+from phaul.agent.resolution import Resolver
 from phaul.agent.settlers import Settlers
 from phaul.agent.trust import is_loopback, require_loopback_or_insecure
 from phaul.agent.wiring import make_connect, make_host
@@ -75,6 +76,9 @@ class AgentServer:
             self._host, self._arrivals, self._journals, self._listener, self._migrations.killed
         )
         self._settlers = Settlers(self._host, self._journals, self._history, self._arrivals, connect)
+        self._resolver = Resolver(
+            self._host, self._history, self._journals, self._migrations, self._arrivals, self._settlers, connect
+        )
         self._person_server = grpc.aio.server(options=OPTIONS)
         self._peer_server = grpc.aio.server(options=OPTIONS)
         self.peer_port = 0
@@ -138,7 +142,7 @@ class AgentServer:
             ) from error
 
     async def _serve_person(self, path: Path) -> None:
-        service = AgentService(self._host, self._migrations, self._history)
+        service = AgentService(self._host, self._migrations, self._history, self._resolver)
         add_AgentServicer_to_server(service, self._person_server)
         await _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
         self._bind_socket(path)

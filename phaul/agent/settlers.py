@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import structlog
 
@@ -16,9 +17,10 @@ from phaul.agent.journals import Journals, MigrationJournal
 from phaul.agent.peer_client import GrpcPeer
 from phaul.errors import DefectError, InDoubtError, LostError, PhaulError, RolledBackError
 from phaul.migration.arrivals import Arrivals
-from phaul.migration.events import Outcome
+from phaul.migration.events import Outcome, Role
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, last_of
+from phaul.migration.resolution import in_doubt
 from phaul.migration.settlement import settle_destination, settle_source
 
 log = structlog.get_logger(__name__)
@@ -48,10 +50,27 @@ class Settlers:
         """Begin to settle everything that is unfinished."""
         for migration_id, journal in self._journals.unfinished():
             log.warning("migration.unfinished", migration_id=migration_id, last=str(journal.records[-1].mark))
-            outgoing = last_of(journal.records, Mark.PLANNED) is not None
-            work = self._source if outgoing else self._destination
-            self._tasks[migration_id] = asyncio.create_task(self._settle(migration_id, journal, work))
+            self.begin(migration_id, journal)
         self._history.end_unplanned(set(self._tasks))
+
+    def begin(self, migration_id: str, journal: MigrationJournal) -> None:
+        """Settle one migration, from what its journal says now."""
+        outgoing = last_of(journal.records, Mark.PLANNED) is not None
+        work = self._source if outgoing else self._destination
+        self._tasks[migration_id] = asyncio.create_task(self._settle(migration_id, journal, work))
+
+    async def stop(self, migration_id: str) -> None:
+        """Leave off settling one: a person has decided. What was begun is as after a crash at this point."""
+        task = self._tasks.pop(migration_id, None)
+        if task is not None:
+            task.cancel()
+            await asyncio.wait([task])
+
+    async def wait(self, migration_id: str, timeout_seconds: float) -> None:
+        """Wait until one is settled, or the time has run out."""
+        task = self._tasks.get(migration_id)
+        if task is not None:
+            await asyncio.wait([task], timeout=timeout_seconds)
 
     def under_way(self, migration_id: str) -> bool:
         """Whether this migration is being settled."""
@@ -93,7 +112,7 @@ class Settlers:
         peer = self._connect(str(plan.data["destination"]))
         try:
             return await settle_source(
-                migration_id, journal, self._host, peer, lambda outcome: self._doubt(migration_id, outcome)
+                migration_id, journal, self._host, peer, partial(self._doubt, migration_id, Role.SOURCE)
             )
         finally:
             await peer.close()
@@ -103,17 +122,10 @@ class Settlers:
         peer = self._connect(arrival.reservation.source_peer)
         try:
             return await settle_destination(
-                migration_id, journal, arrival, self._host, peer, lambda outcome: self._doubt(migration_id, outcome)
+                migration_id, journal, arrival, self._host, peer, partial(self._doubt, migration_id, Role.DESTINATION)
             )
         finally:
             await peer.close()
 
-    def _doubt(self, migration_id: str, outcome: Outcome) -> None:
-        self._history.end(
-            migration_id,
-            outcome,
-            error=InDoubtError(
-                "the other host does not answer, and only it knows whether the workload may run here",
-                hint=f"It is asked again until it answers. If it is gone for good: `phaul resolve {migration_id}`.",
-            ),
-        )
+    def _doubt(self, migration_id: str, role: Role, outcome: Outcome, why: str) -> None:
+        self._history.end(migration_id, outcome, error=in_doubt(migration_id, role, why))

@@ -85,6 +85,13 @@ class FakeTreeHandle:
         """The same."""
         return identity_of(self._tree)
 
+    def stands_still(self) -> bool:
+        """It is frozen, or dead."""
+        return self._tree.state is not TreeState.RUNNING
+
+    def release(self) -> None:
+        """The engine alone holds it."""
+
     def kill(self) -> None:
         """End it."""
         self._machine.act("tree.kill")
@@ -95,6 +102,28 @@ class FakeTreeHandle:
         return self._tree.state is TreeState.DEAD
 
     def close(self) -> None:
+        """Nothing to give back."""
+
+
+class FakeKeeper:
+    """`Keeper` of a tree that its engine never loses."""
+
+    def __init__(self, machine: FakeMachine, root_pid: int) -> None:
+        self._machine = machine
+        self._root_pid = root_pid
+
+    async def ready(self) -> None:
+        """It is."""
+
+    async def hold(self) -> FakeTreeHandle:
+        """Take hold."""
+        self._machine.act("workload.hold")
+        return FakeTreeHandle(self._machine, self._machine.trees[self._root_pid])
+
+    async def run_again(self) -> None:
+        """It does."""
+
+    async def close(self) -> None:
         """Nothing to give back."""
 
 
@@ -120,10 +149,9 @@ class FakeWorkload:
         self._machine.act("workload.observe")
         return tuple(pid for pid in ids if self._machine.state(pid) is not TreeState.DEAD), tuple(files)
 
-    async def hold(self, facts: WorkloadFacts) -> FakeTreeHandle:
-        """Take hold."""
-        self._machine.act("workload.hold")
-        return FakeTreeHandle(self._machine, self._machine.trees[facts.root_pid])
+    async def keeper(self, facts: WorkloadFacts) -> FakeKeeper:
+        """Give one."""
+        return FakeKeeper(self._machine, facts.root_pid)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the copy."""
@@ -140,6 +168,9 @@ class FakeWorkload:
 
     async def finish_kill(self, identity: TreeIdentity) -> None:
         """There is only a root task."""
+
+    async def run_again(self, identity: TreeIdentity) -> None:
+        """It does."""
 
 
 def identity_of(tree: FakeTree) -> TreeIdentity:

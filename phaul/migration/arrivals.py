@@ -149,6 +149,18 @@ class Arrivals:
             self._journals.forget(migration_id)
         return leftovers
 
+    def knows(self, migration_id: str) -> bool:
+        """Whether a step of this migration can be asked for."""
+        return migration_id in self._incoming
+
+    def holds(self, migration_id: str) -> bool:
+        """Whether a restored copy is held at its gate by this agent."""
+        incoming = self._incoming.get(migration_id)
+        restored = incoming.answers.get("restore") if incoming is not None else None
+        if incoming is None or restored is None or incoming.arrival.ended:
+            return False
+        return restored.done() and not restored.cancelled() and restored.exception() is None
+
     async def recover(self, migration_id: str, journal: Journal) -> Arrival:
         """Take up again a migration that came in before this agent's life, so that the source can go on with it."""
         reserved = last_of(journal.records, Mark.RESERVED)

@@ -15,6 +15,7 @@ from collections.abc import Awaitable, Callable
 from phaul.errors import (
     CancelledByUserError,
     DefectError,
+    DumpError,
     InDoubtError,
     LeftoversError,
     LostError,
@@ -51,7 +52,6 @@ from phaul.migration.interfaces import (
     Reservation,
     RestoredCopy,
     TreeHandle,
-    TreeIdentity,
 )
 from phaul.migration.journal import Journal, Mark
 from phaul.migration.plan import fenced, has_connections, plan
@@ -117,15 +117,16 @@ class Coordinator:
     async def _migrate(self) -> MigrationReport:
         await self._enter(Phase.PREFLIGHT)
         facts, addresses = await self._preflight()
-        await self._journal.write(Mark.PLANNED, plan(facts, addresses, self._request, await self._identify()))
+        identity = await self._host.workload.identify(facts.root_pid)
+        await self._journal.write(Mark.PLANNED, plan(facts, addresses, self._request, identity))
 
         await self._enter(Phase.PREPARE)
         channel = await self._prepare(facts, addresses)
 
         await self._enter(Phase.FREEZE)
         held = await self._freeze(facts, addresses, channel)
-        tree = await self._host.workload.hold(facts)
-        self._undo.add("handles of the frozen tasks", _as_undo(tree.close))
+        tree = await self._keeper.hold()
+        self._undo.add("the tasks' standing still", _as_undo(tree.release))
 
         await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
@@ -152,7 +153,7 @@ class Coordinator:
             await self._journal.write(Mark.RESUMED)
         finally:
             await self._enter(Phase.CLEANUP)
-            await self._clean_up(facts, held, tree, channel)
+            await self._clean_up(facts, held, channel)
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         return self._report(facts, addresses, copy, image_bytes)
 
@@ -177,9 +178,11 @@ class Coordinator:
         return facts, preflight.resolve_addresses(self._request, report.source)
 
     async def _prepare(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> PageChannel:
-        """Room on both hosts and a connection for the memory, before anything is frozen."""
+        """Room on both hosts, a keeper and a connection for the memory, before anything is frozen."""
         self._undo.add("images on this host", lambda: self._host.rooms.release(self._id))
         self._images = await self._host.rooms.make(self._id, SMALL_IMAGES_BYTES)
+        self._keeper = await self._host.workload.keeper(facts)
+        self._undo.add("the keeper", self._keeper.close)
         self._undo.add("the reservation on the destination", self._abort_destination)
         channel = await self._peer.prepare(
             Reservation(
@@ -196,6 +199,7 @@ class Coordinator:
             )
         )
         self._undo.add("the page channel", _as_undo(channel.close))
+        await self._keeper.ready()
         return channel
 
     async def _freeze(
@@ -220,6 +224,8 @@ class Coordinator:
             drop_unaccepted=self._request.drop_unaccepted,
             fenced=fenced(facts, addresses),
         )
+        # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
+        self._undo.add("the workload's running on", self._keeper.run_again)
         progress = asyncio.create_task(self._tell_progress(channel, facts.memory_bytes))
         dump = self._host.engine.dump(request, about_to_freeze)
         try:
@@ -252,6 +258,8 @@ class Coordinator:
 
     async def _commit(self, tree: TreeHandle) -> None:
         """Kill the tree, once it is on disk that this will happen. From the first line on no cancel is heard."""
+        if not tree.stands_still():
+            raise DumpError("the frozen workload ran on: its CRIU was killed, and somebody sent it SIGCONT")
         self.committed = True
         try:
             await self._journal.write(Mark.COMMIT, tree.identity.as_data())
@@ -263,9 +271,6 @@ class Coordinator:
 
     async def _remove_locks(self, facts: WorkloadFacts) -> None:
         await self._host.network.remove_engine_locks(facts.root_pid, facts.connections)
-
-    async def _identify(self) -> TreeIdentity:
-        return await self._host.workload.identify(self._request.root_pid)
 
     async def _resume(self) -> None:
         """Tell the destination to run the copy, until it has answered: no other host may run it any more."""
@@ -289,7 +294,7 @@ class Coordinator:
                     detail=error.detail,
                 ) from error
 
-    async def _clean_up(self, facts: WorkloadFacts, held: HeldDump, tree: TreeHandle, channel: PageChannel) -> None:
+    async def _clean_up(self, facts: WorkloadFacts, held: HeldDump, channel: PageChannel) -> None:
         """Whatever fails here is a warning: the workload runs on the destination."""
         self._undo.forget()
         last = UndoStack()
@@ -297,7 +302,7 @@ class Coordinator:
         last.add("the fence on this host", lambda: self._host.network.unfence(self._id))
         last.add("rules that CRIU made", lambda: self._remove_locks(facts))
         last.add("the page channel", _as_undo(channel.close))
-        last.add("handles of the killed tasks", _as_undo(tree.close))
+        last.add("the keeper", self._keeper.close)
         last.add("CRIU", lambda: self._dump.__aexit__(None, None, None))
         last.add("CRIU", held.release_killed)
         for leftover in await last.unwind():

@@ -70,8 +70,8 @@ class Workload(Protocol):
         """Say which of `ids` are in use on this host, and how each path of `files` looks here (in the order given)."""
         ...
 
-    async def hold(self, facts: WorkloadFacts) -> TreeHandle:
-        """Take hold of a frozen tree by pidfd; see `TreeHandle`."""
+    async def keeper(self, facts: WorkloadFacts) -> Keeper:
+        """Start the keeper of a tree that is about to be frozen; see `Keeper`. Raises `PhaulError`."""
         ...
 
     async def identify(self, root_pid: int) -> TreeIdentity:
@@ -82,8 +82,43 @@ class Workload(Protocol):
         """Say what became of a tree, and whether any task of it other than the root still lives."""
         ...
 
+    async def run_again(self, identity: TreeIdentity) -> None:
+        """See that a tree runs which an agent and a keeper before this one have left standing still.
+
+        Right only for a tree that was frozen for a migration, is in no engine's hands any more and shall run here. A
+        tree that runs is not disturbed.
+        """
+        ...
+
     async def finish_kill(self, identity: TreeIdentity) -> None:
         """Deliver SIGKILL to every process named that still lives, root first, each checked by pidfd and start time."""
+        ...
+
+
+class Keeper(Protocol):
+    """Keeps a frozen tree from harm when the engine, or this agent, dies in the middle.
+
+    A process of its own: should this agent die, it waits until the engine has let go of the tree, and lets it run.
+    Owns that process until `close`.
+    """
+
+    async def ready(self) -> None:
+        """Wait until it can be relied on. Raises `DumpError`; nothing is frozen yet."""
+        ...
+
+    async def hold(self) -> TreeHandle:
+        """Take hold of the frozen tree: from here on it stands still even when the engine dies.
+
+        Raises `DumpError` when it is not the one that was inspected, or when nobody would be there to let it run.
+        """
+        ...
+
+    async def run_again(self) -> None:
+        """After the engine has ended on the way back: see that the tree runs and its connections work."""
+        ...
+
+    async def close(self) -> None:
+        """Say farewell: the tree runs, or is dead. Also gives back what `hold` gave."""
         ...
 
 
@@ -92,6 +127,14 @@ class TreeHandle(Protocol):
 
     Owns the pidfds until `close`.
     """
+
+    def stands_still(self) -> bool:
+        """Say whether no task can have run since it was taken hold of."""
+        ...
+
+    def release(self) -> None:
+        """The engine is about to let the tree run: it need not stand still on its own any more."""
+        ...
 
     @property
     def pids(self) -> tuple[int, ...]:

@@ -31,6 +31,7 @@ class Mark(StrEnum):
     RUNNING = "running"  # the copy runs
     ABORTING = "aborting"
     # on both
+    RESOLVED = "resolved"  # what a person decided, here or (`RESUME_THERE`) on the other host, and what was known then
     ENDED = "ended"  # every act before is done or undone; names the outcome
 
 

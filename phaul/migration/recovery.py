@@ -46,6 +46,8 @@ class SourceAct(StrEnum):
     RESUME = "resume"  # tell the destination, until it answers, that the tree is dead
     TIDY_UP = "tidy_up"  # the copy runs over there: fence, rules and images given back
     ENDED_BY_ITSELF = "ended_by_itself"  # roll back, but there is no workload any more
+    STAND_BY = "stand_by"  # a person let the copy run over there, and the tree lives: it stays behind its fence
+    GIVE_UP = "give_up"  # a person ended the wait for the destination: as TIDY_UP, but nobody knows of a running copy
 
 
 class DestinationAct(StrEnum):
@@ -57,6 +59,40 @@ class DestinationAct(StrEnum):
     DISCARD = "discard"  # copy, addresses, fence and images given back
     RUN = "run"  # the source tree is dead: restore from the images and let it run
     CONFIRM = "confirm"  # the copy runs: fence lifted, images given back
+
+
+class Choice(StrEnum):
+    """What a person can decide on one host; RESUME_THERE is how that host's journal names a decision of the other."""
+
+    RESUME_HERE = "resume_here"
+    ABORT_HERE = "abort_here"
+    RESUME_THERE = "resume_there"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """The latest decision of a person, with what the other host had said then."""
+
+    choice: Choice
+    word: Word
+
+
+def resolution_of(records: Sequence[Record]) -> Resolution | None:
+    """Read the latest decision of a person out of a journal."""
+    record = last_of(records, Mark.RESOLVED)
+    return Resolution(Choice(record.data["choice"]), Word(record.data["word"])) if record else None
+
+
+def runs_there(records: Sequence[Record]) -> bool:
+    """Whether the source has heard, when a person decided, that the copy runs on the destination."""
+    resolutions = [record for record in records if record.mark is Mark.RESOLVED]
+    return any(record.data["word"] == Word.RUNNING for record in resolutions)
+
+
+def decided_at_destination(records: Sequence[Record]) -> Mark | None:
+    """Which way the destination went last: RESUMING, ABORTING, or None while it only holds."""
+    ways = (Mark.RESUMING, Mark.ABORTING)
+    return next((record.mark for record in reversed(records) if record.mark in ways), None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +116,13 @@ def decide_source(records: Sequence[Record], truth: SourceTruth) -> SourceAct:
         return SourceAct.TIDY_UP
     if truth.tree is Tree.HELD:
         return SourceAct.WAIT
+    resolution = resolution_of(records)
+    if resolution is not None:
+        return _resolved_source(resolution, truth, there=runs_there(records))
     if last_of(records, Mark.ROLLING_BACK):
         return SourceAct.ROLL_BACK
+    if truth.tree is Tree.ALIVE and truth.destination is Word.RUNNING:
+        return SourceAct.STAND_BY
     if last_of(records, Mark.COMMIT):
         if truth.tree is Tree.ALIVE:
             return SourceAct.ROLL_BACK
@@ -95,13 +136,30 @@ def decide_source(records: Sequence[Record], truth: SourceTruth) -> SourceAct:
     return SourceAct.ROLL_BACK if truth.tree is Tree.ALIVE else SourceAct.ENDED_BY_ITSELF
 
 
+def _resolved_source(resolution: Resolution, truth: SourceTruth, *, there: bool) -> SourceAct:
+    """The same once a person has decided. What they decide for a living tree is not what they decide for a dead one."""
+    aborts = resolution.choice is Choice.ABORT_HERE
+    if truth.tree is Tree.ALIVE:
+        if resolution.choice is Choice.RESUME_THERE:
+            return SourceAct.STAND_BY
+        return SourceAct.FINISH_KILL if aborts and there else SourceAct.ROLL_BACK
+    if truth.tree is Tree.DEAD and truth.others_alive:
+        return SourceAct.FINISH_KILL
+    if aborts and resolution.word is not Word.RUNNING:
+        return SourceAct.GIVE_UP
+    return SourceAct.RESUME if there else SourceAct.ENDED_BY_ITSELF
+
+
 @dataclass(frozen=True, slots=True)
 class DestinationTruth:
-    """What the destination's host can see. `images_complete`: the verified images are still in their room."""
+    """What the destination's host can see. `images_complete`: the verified images are still in their room.
+
+    `source` is None where the source was not asked yet.
+    """
 
     copy: Tree
     images_complete: bool
-    source: Word
+    source: Word | None
 
 
 def decide_destination(records: Sequence[Record], truth: DestinationTruth) -> DestinationAct:
@@ -109,6 +167,7 @@ def decide_destination(records: Sequence[Record], truth: DestinationTruth) -> De
 
     Before HELD nothing here can be the last copy, so it is thrown away without asking. From HELD on only the source's
     word, or its having been heard before (RESUMING), decides: silence never runs a copy and never throws one away.
+    Only a person may decide in its place, and only while it is silent.
     """
     if not records or last_of(records, Mark.ENDED):
         return DestinationAct.NOTHING
@@ -116,23 +175,33 @@ def decide_destination(records: Sequence[Record], truth: DestinationTruth) -> De
         return DestinationAct.WAIT
     if last_of(records, Mark.RUNNING):
         return DestinationAct.CONFIRM
-    if last_of(records, Mark.RESUMING):
+    decided = decided_at_destination(records)
+    if decided is Mark.RESUMING:
         return DestinationAct.CONFIRM if truth.copy is Tree.ALIVE else DestinationAct.RUN
-    if last_of(records, Mark.ABORTING) or not last_of(records, Mark.HELD):
+    if decided is Mark.ABORTING or not last_of(records, Mark.HELD):
         return DestinationAct.DISCARD
     match truth.source:
         case Word.COMMITTED:
             return DestinationAct.RUN
         case Word.ABORTED:
             return DestinationAct.DISCARD
+        case Word.NO_ANSWER | Word.UNKNOWN:
+            resolution = resolution_of(records)
+            if resolution is None:
+                return DestinationAct.ASK
+            return DestinationAct.RUN if resolution.choice is Choice.RESUME_HERE else DestinationAct.DISCARD
         case _:
             return DestinationAct.ASK
 
 
 def source_word(records: Sequence[Record], *, killed: bool) -> Word:
-    """What the source says of a migration to the destination that asks. `killed`: its tree was killed in this life."""
+    """What the source says of a migration to the destination that asks.
+
+    `killed`: its tree is known to be dead after COMMIT. One that was given up as lost is dead as well: should a copy
+    turn up after all, it is the only one, and may run.
+    """
     end = last_of(records, Mark.ENDED)
-    if killed or last_of(records, Mark.RESUMED) or (end and end.data.get("outcome") == "completed"):
+    if killed or last_of(records, Mark.RESUMED) or (end and end.data.get("outcome") in ("completed", "lost")):
         return Word.COMMITTED
     if end or last_of(records, Mark.ROLLING_BACK):
         return Word.ABORTED

@@ -6,6 +6,7 @@ what has to wait for the other host waits with back-off, in doubt, until that an
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 
 from phaul.errors import LostError, PhaulError, UnreachableError
@@ -13,10 +14,11 @@ from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS
 from phaul.migration.destination import Arrival
 from phaul.migration.events import Outcome
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PeerAgent, TreeIdentity
+from phaul.migration.interfaces import PeerAgent, TreeIdentity, Workload
 from phaul.migration.journal import Data, Journal, Mark, last_of
 from phaul.migration.plan import planned_addresses, planned_connections
 from phaul.migration.recovery import (
+    Choice,
     DestinationAct,
     DestinationTruth,
     SourceAct,
@@ -25,12 +27,20 @@ from phaul.migration.recovery import (
     Word,
     decide_destination,
     decide_source,
+    resolution_of,
+    runs_there,
 )
 from phaul.migration.undo import UndoStack
 
 WAIT_SECONDS = 0.1  # between two looks at a tree that CRIU is about to let go
 
-Report = Callable[[Outcome], None]  # told while the migration stays in doubt
+ASK_SECONDS = 2.0  # a living source tree waits that long at most behind its fence, to hear of a copy that runs
+
+Report = Callable[[Outcome, str], None]  # told while the migration stays in doubt, and why ("": no answer)
+RUNS_ON_BOTH = (
+    "the workload runs on both hosts: a person let the copy run on the destination, and on this host the workload "
+    "lives, behind its fence"
+)
 
 
 def back_off_seconds(attempt: int) -> float:
@@ -39,7 +49,7 @@ def back_off_seconds(attempt: int) -> float:
 
 
 async def settle_source(
-    migration_id: str, journal: Journal, host: Host, peer: PeerAgent, report: Report = lambda _: None
+    migration_id: str, journal: Journal, host: Host, peer: PeerAgent, report: Report = lambda _, __: None
 ) -> Outcome:
     """Settle a migration that left this host. Raises `LostError` when the destination has lost the copy."""
     plan = last_of(journal.records, Mark.PLANNED)
@@ -53,25 +63,43 @@ async def settle_source(
         word = Word.NO_ANSWER
         if state is Tree.ANOTHER_BOOT:
             word = await peer.word(migration_id)
+        elif state is Tree.ALIVE and last_of(journal.records, Mark.FREEZING) and not _rolls_back(journal):
+            word = await _quick_word(peer, migration_id)
         match decide_source(journal.records, SourceTruth(state, others_alive, word)):
             case SourceAct.NOTHING:
                 return Outcome.COMPLETED
             case SourceAct.WAIT:
                 if state is Tree.ANOTHER_BOOT:
-                    report(Outcome.IN_DOUBT)
+                    report(Outcome.IN_DOUBT, "")
                     await host.clock.sleep(back_off_seconds(attempt))
                     attempt += 1
                 else:
                     await host.clock.sleep(WAIT_SECONDS)
+            case SourceAct.STAND_BY:
+                if resolution_of(journal.records) is None:
+                    await journal.write(Mark.RESOLVED, {"choice": Choice.RESUME_THERE, "word": Word.RUNNING})
+                report(Outcome.IN_DOUBT, RUNS_ON_BOTH)
+                await host.clock.sleep(back_off_seconds(attempt))
+                attempt += 1
             case SourceAct.FINISH_KILL:
+                if state is Tree.ALIVE:  # it ran on since the journal named its tasks
+                    await host.workload.finish_kill(await host.workload.identify(tree.tasks[0][0]))
                 await host.workload.finish_kill(tree)
+            case SourceAct.GIVE_UP:
+                await _give_up_addresses(journal, host)
+                await _tidy_up(migration_id, journal, host)
+                raise LostError(
+                    "it was given up here: the workload's processes on this host are dead, and the destination, which "
+                    "may have a copy, did not answer",
+                    hint=f"If {plan.data['destination']} comes back with the copy, it runs there.",
+                )
             case SourceAct.RESUME:
                 try:
                     await _give_up_addresses(journal, host)
                     await peer.resume(migration_id)
                     await journal.write(Mark.RESUMED)
                 except UnreachableError:
-                    report(Outcome.IN_DOUBT)
+                    report(Outcome.IN_DOUBT, "")
                     await host.clock.sleep(back_off_seconds(attempt))
                     attempt += 1
             case SourceAct.TIDY_UP:
@@ -89,7 +117,7 @@ async def settle_destination(
     arrival: Arrival,
     host: Host,
     source: PeerAgent,
-    report: Report = lambda _: None,
+    report: Report = lambda _, __: None,
 ) -> Outcome:
     """Settle a migration that came to this host. `arrival` was made from the journal; the source may use it as well."""
     attempt = 0
@@ -99,7 +127,7 @@ async def settle_destination(
         if held is not None:
             copy, _ = await host.workload.look(TreeIdentity.from_data(held.data))
         complete = await host.rooms.existing(migration_id) is not None
-        truth = DestinationTruth(copy, complete, Word.NO_ANSWER)
+        truth = DestinationTruth(copy, complete, None)
         act = decide_destination(journal.records, truth)
         if act is DestinationAct.ASK:
             truth = DestinationTruth(copy, complete, await source.word(migration_id))
@@ -110,7 +138,7 @@ async def settle_destination(
             case DestinationAct.WAIT:
                 await host.clock.sleep(WAIT_SECONDS)
             case DestinationAct.ASK:
-                report(Outcome.IN_DOUBT)
+                report(Outcome.IN_DOUBT, "")
                 await host.clock.sleep(back_off_seconds(attempt))
                 attempt += 1
             case DestinationAct.DISCARD:
@@ -128,6 +156,26 @@ async def settle_destination(
             case DestinationAct.CONFIRM:
                 await arrival.confirm()
                 return Outcome.COMPLETED
+
+
+async def died_after_commit(journal: Journal, workload: Workload) -> bool:
+    """Whether the kernel says that the source's tree is dead, and its journal that this was wanted."""
+    committed = last_of(journal.records, Mark.COMMIT)
+    if committed is None or last_of(journal.records, Mark.ROLLING_BACK):
+        return False
+    state, others_alive = await workload.look(TreeIdentity.from_data(committed.data))
+    return state in (Tree.DEAD, Tree.ANOTHER_BOOT) and not others_alive
+
+
+def _rolls_back(journal: Journal) -> bool:
+    return last_of(journal.records, Mark.ROLLING_BACK) is not None
+
+
+async def _quick_word(peer: PeerAgent, migration_id: str) -> Word:
+    try:
+        return await asyncio.wait_for(peer.word(migration_id), ASK_SECONDS)
+    except TimeoutError:
+        return Word.NO_ANSWER
 
 
 async def _give_up_addresses(journal: Journal, host: Host) -> None:
@@ -156,7 +204,8 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
     addresses = planned_addresses(plan.data)
     frozen = last_of(journal.records, Mark.FREEZING) is not None
     undo = UndoStack()
-    undo.add("the reservation on the destination", lambda: _abort(peer, migration_id))
+    if not runs_there(journal.records):
+        undo.add("the reservation on the destination", lambda: _abort(peer, migration_id))
     undo.add("images on this host", lambda: host.rooms.release(migration_id))
     if frozen:
         undo.add("announcements", lambda: host.network.announce(addresses))

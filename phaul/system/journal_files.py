@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ class JournalFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd = -1
+        self._appending = threading.Lock()  # a writer that was cancelled leaves its thread at work
         try:
             content = path.read_bytes()
         except FileNotFoundError:
@@ -69,6 +71,10 @@ class JournalFile:
         self.lines.append((mark, data))
 
     def _append(self, line: bytes) -> None:
+        with self._appending:
+            self._append_alone(line)
+
+    def _append_alone(self, line: bytes) -> None:
         if self._fd < 0:
             self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
             self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

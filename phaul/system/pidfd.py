@@ -66,6 +66,10 @@ class HeldProcess:
         finally:
             loop.remove_reader(self._descriptor)
 
+    def fileno(self) -> int:
+        """The pidfd; it stays ours."""
+        return self._descriptor
+
     def close(self) -> None:
         """Give the descriptor back; a second time does nothing."""
         if self._descriptor >= 0:

@@ -1,6 +1,7 @@
 """The one place where child processes are started (CRIU's session, `criu.session`, is the other): run, wait, reap.
 
 Called by `network` (nft), `criu` (version probes) and `workloads`. Never goes through a shell, never forks by hand.
+`run` looks after its child to the end; `start` gives one that may outlive this process.
 """
 
 from __future__ import annotations
@@ -73,3 +74,36 @@ async def run(
             f"`{pasted}` exited with {done.exit_status}", detail=done.stderr.strip() or done.stdout.strip()
         )
     return done
+
+
+async def start(argv: Sequence[str], pass_fds: Sequence[int]) -> asyncio.subprocess.Process:
+    """Start a program that outlives us: a session and a working directory of its own, no standard streams.
+
+    The caller waits for its end (`wait_started`). Raises `CommandError` when it is missing.
+    """
+    try:
+        with children.starting() as started:
+            child = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=DEVNULL,
+                stdout=DEVNULL,
+                stderr=DEVNULL,
+                cwd="/",
+                pass_fds=tuple(pass_fds),
+                start_new_session=True,
+            )
+            started.pid = child.pid
+    except OSError as error:
+        raise CommandError(f"`{shlex.join(argv)}` could not be started: {error.strerror}") from error
+    return child
+
+
+async def wait_started(child: asyncio.subprocess.Process, timeout_seconds: float) -> None:
+    """Wait until a child of `start` has ended; one that has not in time is killed."""
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            await child.wait()
+    except TimeoutError:
+        child.kill()
+        await child.wait()
+    children.ended(child.pid)

@@ -1,25 +1,24 @@
-"""The plainest workload: a process and all it has started. `ProcessWorkload` looks, `ProcessTree` holds.
+"""The plainest workload: a process and all it has started. `ProcessWorkload` looks; `keeping` and `held_tree` hold.
 
-Called by `agent` through the protocols `Workload` and `TreeHandle`. Looking reads ``/proc`` only: it never stops,
-traces or signals anything. Only `ProcessTree.kill` does, by pidfd.
+Called by `agent` through the protocol `Workload`. Looking reads ``/proc`` only: it never stops, traces or signals
+anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 from collections.abc import Sequence
 from dataclasses import replace
 
-from phaul.errors import DumpError, PreflightError
+from phaul.errors import PreflightError
 from phaul.migration.facts import FileFacts, Problem, TaskFacts, WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
-from phaul.system.pidfd import HeldProcess
-from phaul.workloads import holdings, identity, snapshot
+from phaul.workloads import holdings, identity, keeping, snapshot
+from phaul.workloads.keeping import ProcessKeeper
 from phaul.workloads.obstacles import obstacles_of
 
 
@@ -36,9 +35,9 @@ class ProcessWorkload:
         """Say what of this is taken and there on this host; see `Workload.observe`."""
         return await asyncio.to_thread(observe, tuple(ids), tuple(files))
 
-    async def hold(self, facts: WorkloadFacts) -> ProcessTree:
-        """Take hold of the frozen tree; `DumpError` when it is not the one that was inspected."""
-        return await asyncio.to_thread(ProcessTree.of, facts)
+    async def keeper(self, facts: WorkloadFacts) -> ProcessKeeper:
+        """Start the keeper of a tree that is about to be frozen."""
+        return await ProcessKeeper.start(facts)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the processes of a tree for good."""
@@ -52,71 +51,9 @@ class ProcessWorkload:
         """Kill what is left of them."""
         await asyncio.to_thread(identity.finish_kill, tree)
 
-
-class ProcessTree:
-    """Implements `phaul.migration.interfaces.TreeHandle`.
-
-    Invariant: holds a pidfd of every process that the tree had when it was taken hold of. The tree must be stopped
-    then and until `kill`: a process that is born later is not held. Owns the pidfds until `close`.
-    """
-
-    def __init__(self, held: Sequence[HeldProcess]) -> None:
-        self._held = tuple(held)
-
-    @classmethod
-    def of(cls, facts: WorkloadFacts) -> ProcessTree:
-        """Walk the tree again (it may have forked since preflight) and hold every process of it. Blocks."""
-        expected = facts.tasks[0].start_ticks
-        held: list[HeldProcess] = []
-        try:
-            root = HeldProcess.open(facts.root_pid)
-            held.append(root)
-            if root.start_ticks != expected:
-                raise DumpError(
-                    f"Process {facts.root_pid} is not the one that preflight saw: it ended, and its number was reused.",
-                    hint="Look for the workload's new PID and migrate that.",
-                )
-            held.extend(HeldProcess.open(pid) for pid in procfs.walk_tree(facts.root_pid)[1:])
-        except BaseException as error:
-            for process in held:
-                process.close()
-            if isinstance(error, OSError):
-                raise DumpError(
-                    f"Process {facts.root_pid} or one of its children ended while the tree was frozen.",
-                    hint="Something else killed it: look into the kernel's log (out of memory?), then migrate again.",
-                ) from error
-            raise
-        return cls(held)
-
-    @property
-    def pids(self) -> tuple[int, ...]:
-        """Every process held, the root task first."""
-        return tuple(process.pid for process in self._held)
-
-    @property
-    def identity(self) -> TreeIdentity:
-        """The processes held, as a journal names them."""
-        return TreeIdentity(identity.boot_id(), tuple((process.pid, process.start_ticks) for process in self._held))
-
-    def kill(self) -> None:
-        """Deliver SIGKILL to every process, the root first: a root that is alive then proves that none was killed."""
-        for process in self._held:
-            process.send(signal.SIGKILL)
-
-    async def wait_dead(self, timeout_seconds: float) -> bool:
-        """Wait until the kernel has ended every process; False when the time ran out."""
-        try:
-            async with asyncio.timeout(timeout_seconds):
-                for process in self._held:
-                    await process.wait_dead()
-        except TimeoutError:
-            return False
-        return True
-
-    def close(self) -> None:
-        """Give the pidfds back; a second time does nothing."""
-        for process in self._held:
-            process.close()
+    async def run_again(self, tree: TreeIdentity) -> None:
+        """Cure and continue what an agent and a keeper before this one have left standing still."""
+        await asyncio.to_thread(keeping.run_again, tree)
 
 
 def inspect(root_pid: int) -> WorkloadFacts:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any, Self
 
 from phaul.lab.host import Host
+from phaul.lab.records import child_of
 
 from .clients import Lines
 
@@ -76,6 +79,17 @@ class Move:
         """Wait until as much memory is on its way."""
         while not any(each["event"] == "progress" and each["done_bytes"] >= done_bytes for each in self.events):
             assert self._take(), f"it ended before {done_bytes} bytes had gone: {self.told()}"
+
+    def send_signal(self, number: signal.Signals) -> None:
+        """Send the command a signal (not the nsenter that it runs under)."""
+        command = child_of(self._process.pid)
+        assert command is not None, f"it has ended: {self.told()}"
+        os.kill(command, number)
+
+    @property
+    def over(self) -> bool:
+        """Whether the command has ended."""
+        return self._process.poll() is not None
 
     def wait(self) -> Self:
         """See it to its end."""

@@ -56,7 +56,7 @@ class Stage:
         self._addresses: list[str] = []
         for host in lab.members:
             _set_up(host)
-        self._before = {host: remains.look(host) for host in lab.hosts.values()}
+        self.before = {host: remains.look(host) for host in lab.hosts.values()}
         self.witness = Witness(self.client)
 
     def __enter__(self) -> Stage:
@@ -65,6 +65,13 @@ class Stage:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.clear()
+        if error is None:
+            for host, before in self.before.items():
+                remains.assert_as_before(host, before)
+
+    def clear(self) -> None:
+        """End what was started and remove what was added, wherever that is by now."""
         try:
             self._end_workloads()
             for host in self.lab.hosts.values():
@@ -74,9 +81,6 @@ class Stage:
                     host.exec(["ip", "addr", "del", address, "dev", DEVICE], check=False)
         finally:
             self.witness.close()
-        if error is None:
-            for host, before in self._before.items():
-                remains.assert_as_before(host, before)
 
     def other(self, host: Host) -> Host:
         """Give the other host."""

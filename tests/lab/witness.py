@@ -60,7 +60,7 @@ class Witness:
         """End the recorder."""
         self._client.kill(self._pid)
         self._client.wait_ended(self._pid)
-        self._file.unlink()
+        self._file.unlink(missing_ok=True)
 
     def ticks(self, root_pid: int, *, since: float = 0.0) -> list[Tick]:
         """Give the ticks of the workload whose process `root_pid` ticks, in the order in which they arrived."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from phaul.system import procfs
 from phaul.system.pidfd import HeldProcess
-from phaul.workloads.process import ProcessTree
+from phaul.workloads.held_tree import ProcessTree
 
 READY_SECONDS = 20
 PRELUDE = "import mmap, os, signal, socket, sys, threading, time\n"

@@ -12,16 +12,16 @@ import pytest
 
 from phaul.errors import DumpError
 from phaul.system import procfs
-from phaul.workloads.process import ProcessWorkload, inspect
+from phaul.workloads.held_tree import ProcessTree
+from phaul.workloads.process import inspect
 from tests.unit.process_trees import Start
 
 
 async def test_a_held_tree_dies_whole_and_only_when_killed(start: Start) -> None:
     child = start("if os.fork() == 0:\n    if os.fork() == 0: time.sleep(600)\n    time.sleep(600)")
-    workload = ProcessWorkload()
-    facts = await workload.inspect(child.pid)
+    facts = inspect(child.pid)
     os.kill(child.pid, signal.SIGSTOP)  # as frozen as a test can have it
-    tree = await workload.hold(facts)
+    tree = ProcessTree.of(facts)
     try:
         assert tree.pids == tuple(task.pid for task in facts.tasks) and len(tree.pids) == 3
         assert not await tree.wait_dead(0.05)
@@ -43,20 +43,20 @@ async def test_children_born_after_preflight_are_held_too(start: Start) -> None:
         if len(procfs.walk_tree(child.pid)) == 2:
             break
         await asyncio.sleep(0.01)
-    tree = await ProcessWorkload().hold(facts)
+    tree = ProcessTree.of(facts)
     assert len(facts.tasks) == 1 and len(tree.pids) == 2
     tree.close()
 
 
-async def test_another_process_with_the_same_number_is_not_held(start: Start) -> None:
+def test_another_process_with_the_same_number_is_not_held(start: Start) -> None:
     child = start("")
     facts = inspect(child.pid)
     before = len(list(Path("/proc/self/fd").iterdir()))
     other = replace(facts, tasks=(replace(facts.tasks[0], start_ticks=facts.tasks[0].start_ticks - 1),))
     with pytest.raises(DumpError, match="reused"):
-        await ProcessWorkload().hold(other)
+        ProcessTree.of(other)
     child.kill()
     child.wait()
     with pytest.raises(DumpError, match="ended"):
-        await ProcessWorkload().hold(facts)
+        ProcessTree.of(facts)
     assert len(list(Path("/proc/self/fd").iterdir())) == before  # no pidfd leaks

@@ -9,6 +9,7 @@ from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from phaul.rpc.v1 import facts_pb2 as _facts_pb2
+from phaul.rpc.v1 import peer_pb2 as _peer_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -102,6 +103,77 @@ OUTCOME_ROLLED_BACK: Outcome.ValueType  # 4
 OUTCOME_IN_DOUBT: Outcome.ValueType  # 5
 OUTCOME_LOST: Outcome.ValueType  # 6
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+class _Tree:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _TreeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Tree.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    TREE_UNSPECIFIED: _Tree.ValueType  # 0
+    """nothing was ever named: preflight was not over, or no copy was made"""
+    TREE_ALIVE: _Tree.ValueType  # 1
+    """it lives, and nobody holds it stopped"""
+    TREE_HELD: _Tree.ValueType  # 2
+    """stopped, in the hands of CRIU"""
+    TREE_DEAD: _Tree.ValueType  # 3
+    TREE_ANOTHER_BOOT: _Tree.ValueType  # 4
+    """this host was restarted since: dead"""
+
+class Tree(_Tree, metaclass=_TreeEnumTypeWrapper): ...
+
+TREE_UNSPECIFIED: Tree.ValueType  # 0
+"""nothing was ever named: preflight was not over, or no copy was made"""
+TREE_ALIVE: Tree.ValueType  # 1
+"""it lives, and nobody holds it stopped"""
+TREE_HELD: Tree.ValueType  # 2
+"""stopped, in the hands of CRIU"""
+TREE_DEAD: Tree.ValueType  # 3
+TREE_ANOTHER_BOOT: Tree.ValueType  # 4
+"""this host was restarted since: dead"""
+Global___Tree: _TypeAlias = Tree  # noqa: Y015
+
+class _Choice:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ChoiceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Choice.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    CHOICE_UNSPECIFIED: _Choice.ValueType  # 0
+    CHOICE_RESUME_HERE: _Choice.ValueType  # 1
+    """the workload runs on this host"""
+    CHOICE_ABORT_HERE: _Choice.ValueType  # 2
+    """this host gives up its part"""
+
+class Choice(_Choice, metaclass=_ChoiceEnumTypeWrapper): ...
+
+CHOICE_UNSPECIFIED: Choice.ValueType  # 0
+CHOICE_RESUME_HERE: Choice.ValueType  # 1
+"""the workload runs on this host"""
+CHOICE_ABORT_HERE: Choice.ValueType  # 2
+"""this host gives up its part"""
+Global___Choice: _TypeAlias = Choice  # noqa: Y015
+
+class _Safety:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _SafetyEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Safety.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    SAFETY_UNSPECIFIED: _Safety.ValueType  # 0
+    SAFETY_SAFE: _Safety.ValueType  # 1
+    SAFETY_UNSAFE: _Safety.ValueType  # 2
+    """right only if what no host can know is as the person says"""
+    SAFETY_IMPOSSIBLE: _Safety.ValueType  # 3
+
+class Safety(_Safety, metaclass=_SafetyEnumTypeWrapper): ...
+
+SAFETY_UNSPECIFIED: Safety.ValueType  # 0
+SAFETY_SAFE: Safety.ValueType  # 1
+SAFETY_UNSAFE: Safety.ValueType  # 2
+"""right only if what no host can know is as the person says"""
+SAFETY_IMPOSSIBLE: Safety.ValueType  # 3
+Global___Safety: _TypeAlias = Safety  # noqa: Y015
 
 @_typing.final
 class DescribeHostRequest(_message.Message):
@@ -572,3 +644,148 @@ class Step(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Step: _TypeAlias = Step  # noqa: Y015
+
+@_typing.final
+class DoubtOption(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHOICE_FIELD_NUMBER: _builtins.int
+    SAFETY_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DANGER_FIELD_NUMBER: _builtins.int
+    choice: Global___Choice.ValueType
+    safety: Global___Safety.ValueType
+    reason: _builtins.str
+    """one sentence"""
+    danger: _builtins.str
+    """of what is unsafe: what happens if the person is wrong"""
+    def __init__(
+        self,
+        *,
+        choice: Global___Choice.ValueType = ...,
+        safety: Global___Safety.ValueType = ...,
+        reason: _builtins.str = ...,
+        danger: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "danger", b"danger", "reason", b"reason", "safety", b"safety"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DoubtOption: _TypeAlias = DoubtOption  # noqa: Y015
+
+@_typing.final
+class DoubtReport(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    ROLE_FIELD_NUMBER: _builtins.int
+    PEER_FIELD_NUMBER: _builtins.int
+    ROOT_PID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    STANDS_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    TREE_FIELD_NUMBER: _builtins.int
+    IMAGES_COMPLETE_FIELD_NUMBER: _builtins.int
+    OTHER_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    role: Global___Role.ValueType
+    """of this host"""
+    peer: _builtins.str
+    """the other host, as it is asked"""
+    root_pid: _builtins.int
+    command: _builtins.str
+    settled: _builtins.bool
+    """there is nothing to resolve"""
+    stands: _builtins.str
+    """how it stands on this host, in words"""
+    tree: Global___Tree.ValueType
+    """the workload's processes on this host, as its kernel says"""
+    images_complete: _builtins.bool
+    """everything to restore the workload from is on this host"""
+    other: _peer_pb2.Word.ValueType
+    """what the other host says"""
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """what this host's journal says, in words, oldest first"""
+
+    @_builtins.property
+    def options(self) -> _containers.RepeatedCompositeFieldContainer[Global___DoubtOption]:
+        """RESUME_HERE, ABORT_HERE"""
+
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        role: Global___Role.ValueType = ...,
+        peer: _builtins.str = ...,
+        root_pid: _builtins.int = ...,
+        command: _builtins.str = ...,
+        settled: _builtins.bool = ...,
+        stands: _builtins.str = ...,
+        marks: _abc.Iterable[_builtins.str] | None = ...,
+        tree: Global___Tree.ValueType = ...,
+        images_complete: _builtins.bool = ...,
+        other: _peer_pb2.Word.ValueType = ...,
+        options: _abc.Iterable[Global___DoubtOption] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "images_complete", b"images_complete", "marks", b"marks", "migration_id", b"migration_id", "options", b"options", "other", b"other", "peer", b"peer", "role", b"role", "root_pid", b"root_pid", "settled", b"settled", "stands", b"stands", "tree", b"tree"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DoubtReport: _TypeAlias = DoubtReport  # noqa: Y015
+
+@_typing.final
+class ResolveRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    CHOICE_FIELD_NUMBER: _builtins.int
+    FORCE_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    choice: Global___Choice.ValueType
+    force: _builtins.bool
+    """do it although it is not safe"""
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        choice: Global___Choice.ValueType = ...,
+        force: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["choice", b"choice", "force", b"force", "migration_id", b"migration_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveRequest: _TypeAlias = ResolveRequest  # noqa: Y015
+
+@_typing.final
+class ResolveReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    outcome: Global___Outcome.ValueType
+    """IN_DOUBT or RUNNING: decided, but not done yet"""
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        outcome: Global___Outcome.ValueType = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "warnings", b"warnings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResolveReply: _TypeAlias = ResolveReply  # noqa: Y015

@@ -65,6 +65,16 @@ class AgentStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ListMigrationsRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ListMigrationsReply.FromString,
                 _registered_method=True)
+        self.DescribeDoubt = channel.unary_unary(
+                '/phaul.v1.Agent/DescribeDoubt',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.MigrationReference.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.DoubtReport.FromString,
+                _registered_method=True)
+        self.ResolveMigration = channel.unary_unary(
+                '/phaul.v1.Agent/ResolveMigration',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveReply.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -112,6 +122,21 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribeDoubt(self, request, context):
+        """What this host and the other know of a migration, and what a person may decide here. Asks the other host; changes
+        nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResolveMigration(self, request, context):
+        """Does what a person decided. What is not safe is done only with `force`, what is impossible never.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -144,6 +169,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ListMigrations,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ListMigrationsRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ListMigrationsReply.SerializeToString,
+            ),
+            'DescribeDoubt': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribeDoubt,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.MigrationReference.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.DoubtReport.SerializeToString,
+            ),
+            'ResolveMigration': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResolveMigration,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveReply.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -308,6 +343,60 @@ class Agent:
             '/phaul.v1.Agent/ListMigrations',
             phaul_dot_rpc_dot_v1_dot_agent__pb2.ListMigrationsRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_agent__pb2.ListMigrationsReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribeDoubt(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Agent/DescribeDoubt',
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.MigrationReference.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.DoubtReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResolveMigration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Agent/ResolveMigration',
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,12 @@ class AgentStub:
     """Asks for a rollback. Honoured until COMMIT; returns whether it was still in time."""
     ListMigrations: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ListMigrationsRequest, _agent_pb2.ListMigrationsReply]
     """Migrations that this host takes or took part in, newest first."""
+    DescribeDoubt: _grpc.UnaryUnaryMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.DoubtReport]
+    """What this host and the other know of a migration, and what a person may decide here. Asks the other host; changes
+    nothing.
+    """
+    ResolveMigration: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ResolveRequest, _agent_pb2.ResolveReply]
+    """Does what a person decided. What is not safe is done only with `force`, what is impossible never."""
 
 @_typing.type_check_only
 class AgentAsyncStub(AgentStub):
@@ -60,6 +66,12 @@ class AgentAsyncStub(AgentStub):
     """Asks for a rollback. Honoured until COMMIT; returns whether it was still in time."""
     ListMigrations: _aio.UnaryUnaryMultiCallable[_agent_pb2.ListMigrationsRequest, _agent_pb2.ListMigrationsReply]  # type: ignore[assignment]
     """Migrations that this host takes or took part in, newest first."""
+    DescribeDoubt: _aio.UnaryUnaryMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.DoubtReport]  # type: ignore[assignment]
+    """What this host and the other know of a migration, and what a person may decide here. Asks the other host; changes
+    nothing.
+    """
+    ResolveMigration: _aio.UnaryUnaryMultiCallable[_agent_pb2.ResolveRequest, _agent_pb2.ResolveReply]  # type: ignore[assignment]
+    """Does what a person decided. What is not safe is done only with `force`, what is impossible never."""
 
 class AgentServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -109,5 +121,23 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.ListMigrationsReply, _abc.Awaitable[_agent_pb2.ListMigrationsReply]]:
         """Migrations that this host takes or took part in, newest first."""
+
+    @_abc_1.abstractmethod
+    def DescribeDoubt(
+        self,
+        request: _agent_pb2.MigrationReference,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.DoubtReport, _abc.Awaitable[_agent_pb2.DoubtReport]]:
+        """What this host and the other know of a migration, and what a person may decide here. Asks the other host; changes
+        nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def ResolveMigration(
+        self,
+        request: _agent_pb2.ResolveRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.ResolveReply, _abc.Awaitable[_agent_pb2.ResolveReply]]:
+        """Does what a person decided. What is not safe is done only with `force`, what is impossible never."""
 
 def add_AgentServicer_to_server(servicer: AgentServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -1,0 +1,110 @@
+"""Tasks that a dead CRIU has left standing still: seen, cured and continued.
+
+Called by `system.keeper` (which outlives the agent) and by `workloads.keeping` and `workloads.identity` (in the agent).
+Standard library only, so that the keeper is small. Never signals by PID, and never ends anything.
+
+Where CRIU dies between locking the connections and its end, their sockets stay in repair mode (tcp(7) does not name it;
+Linux, net/ipv4/tcp.c: TCP_REPAIR): every recv and send of the workload fails with EPERM. A descriptor of such a socket
+is as good as the workload's own, and pidfd_getfd(2) gives one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+from pathlib import Path
+
+PROC = Path("/proc")
+SYS_PIDFD_GETFD = 438  # the same on every architecture (Linux 5.6)
+TCP_REPAIR = 19  # linux/tcp.h
+TCP_REPAIR_OFF = 0
+TCP_REPAIR_OFF_NO_WINDOW_PROBE = -1  # Linux 4.18; a probe is of use only where the connection was restored
+REUSE_FORCED = 2  # net/core/sock.h: what repair mode makes of SO_REUSEADDR, and ending it makes 0 of
+STOP_BIT = 1 << (signal.SIGSTOP - 1)
+NOTHING_LEFT = "ZX"
+HALTED = "Tt"
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def is_traced(pid: int) -> bool:
+    """Whether a tracer holds any thread of a process; False for one that has ended."""
+    return any(int(status.get("TracerPid", "0")) for status in _threads(pid))
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether SIGSTOP has stopped a process, or will as soon as its tracer lets go."""
+    return any(status.get("State", "?")[0] == "T" or _pending(status) & STOP_BIT for status in _threads(pid))
+
+
+def stands_still(pid: int) -> bool:
+    """Whether no thread of a process can run: stopped, in a tracer's hands, or ended."""
+    return all(status.get("State", "X")[0] in HALTED + NOTHING_LEFT for status in _threads(pid))
+
+
+def end_repair(pidfd: int, pid: int) -> int:
+    """Take every TCP socket of a process out of repair mode; give how many were. `pid` is only where to look.
+
+    Sockets that are no longer there, or are of another kind, are passed over.
+    """
+    cured = 0
+    for number in _socket_descriptors(pid):
+        descriptor = _libc.syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
+        if descriptor < 0:
+            continue  # closed since, or the process has ended
+        with socket.socket(fileno=descriptor) as found:
+            try:
+                cured += _end_repair_of(found)
+            except OSError:
+                continue  # not TCP
+    return cured
+
+
+def _end_repair_of(found: socket.socket) -> bool:
+    if found.family not in (socket.AF_INET, socket.AF_INET6) or not found.getsockopt(socket.IPPROTO_TCP, TCP_REPAIR):
+        return False
+    reuse = found.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    try:
+        found.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WINDOW_PROBE)
+    except OSError:
+        found.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF)
+    if reuse == REUSE_FORCED:
+        # What it was before is lost. Without it a server could not listen at its port again while this connection is
+        # there; with it nothing is taken from anybody.
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    return True
+
+
+def _socket_descriptors(pid: int) -> list[int]:
+    found: list[int] = []
+    try:
+        for entry in (PROC / str(pid) / "fd").iterdir():
+            try:
+                if str(entry.readlink()).startswith("socket:"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue  # closed since
+    except OSError:
+        return found  # the process has ended
+    return found
+
+
+def _pending(status: dict[str, str]) -> int:
+    return int(status.get("SigPnd", "0"), 16) | int(status.get("ShdPnd", "0"), 16)
+
+
+def _threads(pid: int) -> list[dict[str, str]]:
+    """Read `status` of every thread there is; proc_pid_status(5)."""
+    found: list[dict[str, str]] = []
+    try:
+        threads = list((PROC / str(pid) / "task").iterdir())
+    except OSError:
+        return found
+    for thread in threads:
+        try:
+            lines = (thread / "status").read_text(errors="replace").splitlines()
+        except OSError:
+            continue  # it has ended
+        found.append({key: value.strip() for key, _, value in (line.partition(":") for line in lines)})
+    return found

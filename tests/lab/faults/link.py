@@ -1,0 +1,58 @@
+"""The link between the two hosts of a lab: cut, healed, slowed. The client reaches both hosts all the time.
+
+Cut is done at the lab's bridge, so that nothing on the hosts tells of it but silence.
+"""
+
+from __future__ import annotations
+
+import subprocess
+
+from phaul.lab.cluster import SWITCH, Lab
+from phaul.lab.host import Host
+from phaul.lab.records import ProcessRecord
+
+DEVICE = "eth0"
+SLOW = "1mbit"
+UNDER_WAY = "100mbit"  # 24 MiB take two seconds, so that there is a middle
+
+
+class Link:
+    """Both directions between the hosts."""
+
+    def __init__(self, lab: Lab) -> None:
+        record = ProcessRecord.read(lab.directory / f"{SWITCH}.process")
+        assert record is not None
+        self._enter = ["nsenter", "--target", str(record.pid), "--net", "--"]
+        self._hosts = tuple(lab.hosts.values())
+        self._slowed: list[Host] = []
+        self._is_cut = False
+
+    def cut(self) -> None:
+        """Let no packet through: isolated ports of a bridge do not see each other (bridge(8))."""
+        self._isolate("on")
+
+    def heal(self) -> None:
+        """Let all through again, as fast as ever."""
+        if self._is_cut:
+            self._isolate("off")
+        while self._slowed:
+            self._slowed.pop().exec(["tc", "qdisc", "del", "dev", DEVICE, "root"])
+
+    def slow(self, rate: str) -> None:
+        """Let each host send to the other only so fast; what goes to the client is let through."""
+        if self._slowed:
+            self.heal()
+        for host, other in zip(self._hosts, reversed(self._hosts), strict=True):
+            lines = [
+                f"qdisc add dev {DEVICE} root handle 1: htb",  # what no filter names is not delayed
+                f"class add dev {DEVICE} parent 1: classid 1:4 htb rate {rate} burst 32kb",
+                f"filter add dev {DEVICE} parent 1: protocol ip u32 match ip dst {other.ip4}/32 flowid 1:4",
+            ]
+            host.exec(["tc", "-batch", "-"], input="\n".join(lines) + "\n")
+            self._slowed.append(host)
+
+    def _isolate(self, state: str) -> None:
+        for host in self._hosts:
+            command = [*self._enter, "bridge", "link", "set", "dev", host.name, "isolated", state]
+            subprocess.run(command, check=True, capture_output=True)
+        self._is_cut = state == "on"
