@@ -21,6 +21,7 @@ from phaul.errors import (
     PhaulError,
     RolledBackError,
     SwitchoverError,
+    TransferError,
     UnreachableError,
 )
 from phaul.migration import preflight
@@ -132,8 +133,11 @@ class Coordinator:
             image_bytes = await self._peer.send_images(self._id, self._images)
 
         self._enter(Phase.RESTORE)
+        verified = asyncio.create_task(self._verify(tree))
+        self._undo.add("the comparison of the memory", _as_undo(verified.cancel))
         with self._timeline.step("restore", Role.DESTINATION):
             copy = await self._peer.restore(self._id)
+        await verified
 
         self._enter(Phase.SWITCHOVER)
         await self._journal.write(Mark.SWITCHING)
@@ -233,6 +237,16 @@ class Coordinator:
         self._timeline.add_step("dump", held.frozen_since_us, now_us - held.frozen_since_us, Role.SOURCE)
         self._dump = dump
         return held
+
+    async def _verify(self, tree: TreeHandle) -> None:
+        """Compare what arrived with the memory as it lies in the frozen tree; runs beside the restore."""
+        with self._timeline.step("verify memory"):
+            differing = await self._host.workload.differing(tree, await self._peer.received_pages(self._id))
+        if differing:
+            raise TransferError(
+                f"the memory was damaged on its way: {', '.join(differing)} on the destination differs from the source",
+                hint="Nothing of it was used. If it happens again, test the memory and network of both hosts.",
+            )
 
     async def _give_up(self, addresses: tuple[AddressFacts, ...]) -> None:
         """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""
@@ -385,7 +399,7 @@ class Coordinator:
         )
 
 
-def _as_undo(act: Callable[[], None]) -> Callable[[], Awaitable[None]]:
+def _as_undo(act: Callable[[], object]) -> Callable[[], Awaitable[None]]:
     async def undo() -> None:
         act()
 

@@ -14,12 +14,13 @@ from dataclasses import replace
 
 from phaul.errors import DumpError, PreflightError
 from phaul.migration.facts import FileFacts, Problem, TaskFacts, WorkloadFacts
-from phaul.migration.interfaces import TreeIdentity
+from phaul.migration.interfaces import PageImage, TreeHandle, TreeIdentity
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
 from phaul.system.pidfd import HeldProcess
 from phaul.workloads import holdings, identity, snapshot
+from phaul.workloads.memory import differing
 from phaul.workloads.obstacles import obstacles_of
 
 
@@ -39,6 +40,10 @@ class ProcessWorkload:
     async def hold(self, facts: WorkloadFacts) -> ProcessTree:
         """Take hold of the frozen tree; `DumpError` when it is not the one that was inspected."""
         return await asyncio.to_thread(ProcessTree.of, facts)
+
+    async def differing(self, tree: TreeHandle, images: Sequence[PageImage]) -> tuple[str, ...]:
+        """Hash the memory and compare; see `Workload.differing`."""
+        return await asyncio.to_thread(differing, tree.pids, images)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the processes of a tree for good."""

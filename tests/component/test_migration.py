@@ -249,3 +249,16 @@ async def test_an_agent_off_loopback_needs_insecure(pair: Pair) -> None:
     with pytest.raises(PhaulError, match="may not connect to") as caught:
         await pair.source.client.start(request)
     assert caught.value.exit_status == 12
+
+
+async def test_a_flipped_bit_is_found_named_and_rolled_back(pair: Pair) -> None:
+    source = pair.source.machine.trees[PID]
+    flipped = bytearray(source.memory)
+    flipped[len(flipped) // 2] ^= 0x10
+    source.damaged = bytes(flipped)
+    events = await pair.migrate(ADDRESS)
+    assert outcome(events).error.code == "TransferError"
+    assert f"pagemap-{PID}.img" in outcome(events).error.message
+    assert pair.source.machine.state(PID) is TreeState.RUNNING
+    assert pair.destination.machine.state(PID) is TreeState.DEAD
+    nothing_left(pair)
