@@ -24,6 +24,7 @@ from phaul.migration.facts import HostFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import Engine, NetworkIdentity
 from phaul.network.identity import HostNetwork
+from phaul.observe import fault_points
 from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes
 from phaul.system.mounts import mount_memory, mounted_below, unmount_memory
 from phaul.workloads.process import ProcessWorkload
@@ -99,6 +100,7 @@ def make_host(config: AgentConfig) -> Host:
         rooms=MemoryRooms(config.runtime_dir / "images"),
         clock=MonotonicClock(),
         describe=describe(engine, network),
+        reached=fault_points.from_environment(),
     )
 
 

@@ -232,13 +232,13 @@ class Host:
         same = stat is not None and not stat.is_dead and stat.start_ticks == record.start_ticks
         return record.pid if same else None
 
-    def launch_agent(self, extra_args: Sequence[str] = ()) -> None:
+    def launch_agent(self, extra_args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
         """Start the host's agent; `wait_agent` tells when it serves."""
         if self.agent_pid is not None:
             raise LabError(f"The agent of host {self.name} is running already.")
         # A socket that a killed agent left would look like one that only does not answer yet.
         self.path(AGENT_SOCKET).unlink(missing_ok=True)
-        pid = self.spawn([*AGENT_COMMAND, *extra_args], log=AGENT_LOG)
+        pid = self.spawn([*AGENT_COMMAND, *extra_args], log=AGENT_LOG, env=env)
         try:
             self._agent_record.write_text(self.path(f"/proc/{pid}/stat").read_text())
         except (FileNotFoundError, ProcessLookupError):
@@ -264,9 +264,9 @@ class Host:
                 )
             time.sleep(POLL_SECONDS)
 
-    def start_agent(self, extra_args: Sequence[str] = ()) -> None:
+    def start_agent(self, extra_args: Sequence[str] = (), env: Mapping[str, str] | None = None) -> None:
         """Start the host's agent and wait until it serves."""
-        self.launch_agent(extra_args)
+        self.launch_agent(extra_args, env)
         self.wait_agent()
 
     def stop_agent(self, timeout_seconds: float = AGENT_DEADLINE_SECONDS) -> None:

@@ -19,6 +19,7 @@ from phaul.migration.host import Host
 from phaul.migration.interfaces import PageImage, PeerAgent, Reservation, RestoredCopy
 from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.recovery import Word, destination_word
+from phaul.units import format_bytes
 
 R = TypeVar("R")
 
@@ -237,6 +238,7 @@ class Arrivals:
                     f"{other.arrival.reservation.migration_id}",
                     hint="Wait until that one has ended, or cancel it.",
                 )
+        await self._require_memory(reservation)
         arrival = Arrival(reservation, self._host, journal)
         self._observer.arrived(reservation)
         try:
@@ -253,6 +255,19 @@ class Arrivals:
         self._incoming[migration_id] = incoming
         self._forget_oldest()
         return incoming
+
+    async def _require_memory(self, reservation: Reservation) -> None:
+        """Refuse what does not fit beside what others were promised: images and copy stand side by side at the end."""
+        others = [each.arrival for each in self._incoming.values() if not each.arrival.ended]
+        promised = sum(2 * room_bytes(each.reservation.memory_bytes) for each in others)
+        needed = 2 * room_bytes(reservation.memory_bytes)
+        available = (await self._host.describe()).memory_available_bytes
+        if available < promised + needed:
+            raise PreflightError(
+                f"there is not enough memory for it beside {len(others)} other migrations on their way there: "
+                f"{format_bytes(needed)} are needed, {format_bytes(max(available - promised, 0))} are free",
+                hint="Wait until those have ended, or free memory there.",
+            )
 
     async def _watch_lease(self, migration_id: str, incoming: _Incoming) -> None:
         """Ask the source what became of it when it has been silent for long: it may have died, or forgotten us.

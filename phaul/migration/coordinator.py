@@ -10,7 +10,6 @@ holds a complete, restored copy, and the destination lets that run only when it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from phaul.errors import (
     CancelledByUserError,
@@ -32,7 +31,6 @@ from phaul.migration.events import (
     Outcome,
     Phase,
     PhaseStarted,
-    Progress,
     Role,
     Started,
     Warning,
@@ -55,12 +53,13 @@ from phaul.migration.interfaces import (
     TreeIdentity,
 )
 from phaul.migration.journal import Journal, Mark
+from phaul.migration.limits import Limits
 from phaul.migration.plan import fenced, has_connections, plan
+from phaul.migration.progress import tell_progress
 from phaul.migration.timeline import Timeline
-from phaul.migration.undo import UndoStack
+from phaul.migration.undo import UndoStack, as_undo
 from phaul.units import MIB
 
-PROGRESS_INTERVAL_SECONDS = 0.1
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
 RESUME_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again: past COMMIT nobody gives up
 DEAD_TIMEOUT_SECONDS = 60.0  # for the kernel to free a killed tree; only CLEANUP waits for it
@@ -90,6 +89,7 @@ class Coordinator:
         self._events = events
         self._timeline = Timeline(host.clock)
         self._undo = UndoStack()
+        self._limits = Limits(host.clock, lambda: not self.committed)
         self._warnings: list[str] = []
         self.committed = False
         self.killed = False
@@ -101,10 +101,12 @@ class Coordinator:
         running on the source, `LostError` with the images kept. Cancelling the task rolls back until `committed`;
         past that the caller must not cancel.
         """
+        self._limits.begin("the migration", self._request.timeout_seconds)
         try:
             return await self._migrate()
         except asyncio.CancelledError:
-            raise await self._roll_back(CancelledByUserError("the migration was cancelled")) from None
+            why = self._limits.passed or CancelledByUserError("the migration was cancelled")
+            raise await self._roll_back(why) from None
         except PhaulError as error:
             if self.committed or not self._undo:
                 raise
@@ -114,48 +116,50 @@ class Coordinator:
                 raise
             defect = DefectError(f"phaul failed: {type(error).__name__}: {error}")
             raise await self._roll_back(defect) from error
+        finally:
+            self._limits.end()
 
     async def _migrate(self) -> MigrationReport:
-        self._enter(Phase.PREFLIGHT)
+        await self._enter(Phase.PREFLIGHT)
         facts, addresses = await self._preflight()
         await self._journal.write(Mark.PLANNED, plan(facts, addresses, self._request, await self._identify()))
 
-        self._enter(Phase.PREPARE)
+        await self._enter(Phase.PREPARE)
         channel = await self._prepare(facts, addresses)
 
-        self._enter(Phase.FREEZE)
+        await self._enter(Phase.FREEZE)
         held = await self._freeze(facts, addresses, channel)
         tree = await self._host.workload.hold(facts)
-        self._undo.add("handles of the frozen tasks", _as_undo(tree.close))
+        self._undo.add("handles of the frozen tasks", as_undo(tree.close))
 
-        self._enter(Phase.TRANSFER)
+        await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
             image_bytes = await self._peer.send_images(self._id, self._images)
 
-        self._enter(Phase.RESTORE)
+        await self._enter(Phase.RESTORE)
         verified = asyncio.create_task(self._verify(tree))
-        self._undo.add("the comparison of the memory", _as_undo(verified.cancel))
+        self._undo.add("the comparison of the memory", as_undo(verified.cancel))
         with self._timeline.step("restore", Role.DESTINATION):
             copy = await self._peer.restore(self._id)
         await verified
 
-        self._enter(Phase.SWITCHOVER)
+        await self._enter(Phase.SWITCHOVER)
         await self._journal.write(Mark.SWITCHING)
         with self._timeline.step("move addresses"):
             await self._give_up(addresses)
 
-        self._enter(Phase.COMMIT)
+        await self._enter(Phase.COMMIT)
         await self._commit(tree)
         self._timeline.killed_us = self._host.clock.monotonic_us()
 
         try:
-            self._enter(Phase.RESUME)
+            await self._enter(Phase.RESUME)
             with self._timeline.step("resume", Role.DESTINATION):
                 await self._resume()
             self._timeline.resumed_us = self._host.clock.monotonic_us()
             await self._journal.write(Mark.RESUMED)
         finally:
-            self._enter(Phase.CLEANUP)
+            await self._enter(Phase.CLEANUP)
             await self._clean_up(facts, held, tree, channel)
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         return self._report(facts, addresses, copy, image_bytes)
@@ -199,7 +203,7 @@ class Coordinator:
                 source_peer="",
             )
         )
-        self._undo.add("the page channel", _as_undo(channel.close))
+        self._undo.add("the page channel", as_undo(channel.close))
         return channel
 
     async def _freeze(
@@ -210,6 +214,7 @@ class Coordinator:
         self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
 
         async def about_to_freeze() -> None:
+            self._limits.begin("the freeze", self._request.freeze_timeout_seconds)
             await self._journal.write(Mark.FREEZING)
             if addresses:
                 await self._host.network.fence(self._id, addresses)
@@ -224,7 +229,7 @@ class Coordinator:
             drop_unaccepted=self._request.drop_unaccepted,
             fenced=fenced(facts, addresses),
         )
-        progress = asyncio.create_task(self._tell_progress(channel, facts.memory_bytes))
+        progress = asyncio.create_task(tell_progress(channel, facts.memory_bytes, self._host.clock, self._events))
         dump = self._host.engine.dump(request, about_to_freeze)
         try:
             held = await dump.__aenter__()
@@ -310,8 +315,8 @@ class Coordinator:
         last.add("images on this host", lambda: self._host.rooms.release(self._id))
         last.add("the fence on this host", lambda: self._host.network.unfence(self._id))
         last.add("rules that CRIU made", lambda: self._remove_locks(facts))
-        last.add("the page channel", _as_undo(channel.close))
-        last.add("handles of the killed tasks", _as_undo(tree.close))
+        last.add("the page channel", as_undo(channel.close))
+        last.add("handles of the killed tasks", as_undo(tree.close))
         last.add("CRIU", lambda: self._dump.__aexit__(None, None, None))
         last.add("CRIU", held.release_killed)
         for leftover in await last.unwind():
@@ -362,18 +367,10 @@ class Coordinator:
         if leftovers:
             raise PhaulError("; ".join(leftovers))
 
-    async def _tell_progress(self, channel: PageChannel, total_bytes: int) -> None:
-        last_us, last_bytes = self._host.clock.monotonic_us(), 0
-        while True:
-            await asyncio.sleep(PROGRESS_INTERVAL_SECONDS)
-            now_us, done_bytes = self._host.clock.monotonic_us(), channel.delivered_bytes()
-            rate = (done_bytes - last_bytes) * 1_000_000 // max(now_us - last_us, 1)
-            self._events.emit(Progress(Phase.FREEZE, done_bytes, max(total_bytes, done_bytes), rate))
-            last_us, last_bytes = now_us, done_bytes
-
-    def _enter(self, phase: Phase) -> None:
+    async def _enter(self, phase: Phase) -> None:
         self._timeline.enter(phase)
         self._events.emit(PhaseStarted(phase))
+        await self._host.reached(Role.SOURCE, phase)
 
     def _warn(self, message: str) -> None:
         self._warnings.append(message)
@@ -397,10 +394,3 @@ class Coordinator:
             connections=len(facts.connections),
             addresses=tuple(map(str, addresses)),
         )
-
-
-def _as_undo(act: Callable[[], object]) -> Callable[[], Awaitable[None]]:
-    async def undo() -> None:
-        act()
-
-    return undo

@@ -12,7 +12,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from phaul.errors import DefectError, LostError, PhaulError, RestoreError, SwitchoverError
-from phaul.migration.events import Outcome, Phase
+from phaul.migration.events import Outcome, Phase, Role
 from phaul.migration.facts import AddressFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest
@@ -84,6 +84,7 @@ class Arrival:
             self._id, room_bytes(self.reservation.memory_bytes) + SMALL_IMAGES_BYTES
         )
         await self._take_addresses()
+        await self._host.reached(Role.DESTINATION, Phase.PREPARE)
         return self.images
 
     async def restore(self, page_bytes: int) -> RestoredCopy:
@@ -98,6 +99,7 @@ class Arrival:
         self.phase = Phase.RESTORE
         held = await self._hold()
         self._undo.add("the restored copy", self._discard)
+        await self._host.reached(Role.DESTINATION, Phase.RESTORE)
         await self._record_held(held)
         self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us)
         return self._copy
@@ -116,7 +118,9 @@ class Arrival:
         self.resumed = True
         await self._journal.write(Mark.RESUMING)
         self._undo.forget()
+        await self._host.reached(Role.DESTINATION, Phase.RESUME)
         await self._run_copy()
+        await self._host.reached(Role.DESTINATION, Phase.CLEANUP)
         await self._journal.write(Mark.RUNNING)
         warnings: list[str] = []
         try:

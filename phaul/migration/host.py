@@ -8,8 +8,13 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from phaul.migration.events import Phase, Role
 from phaul.migration.facts import HostFacts
 from phaul.migration.interfaces import Clock, Engine, ImageRooms, NetworkIdentity, Workload
+
+
+async def _no_fault(role: Role, phase: Phase) -> None:
+    """Nothing happens at a fault point unless `observe.fault_points` was asked to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,3 +28,4 @@ class Host:
     clock: Clock
     describe: Callable[[], Awaitable[HostFacts]]
     peer_port: Callable[[], int] = lambda: 0  # where this host's agent listens for others; 0 before it does
+    reached: Callable[[Role, Phase], Awaitable[None]] = _no_fault  # told as each phase begins: a point for faults

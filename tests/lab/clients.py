@@ -173,8 +173,9 @@ class RedisLoad(Client):
 class Knocking(Client):
     """Clients that connect for one line, again and again, `count` at a time."""
 
-    def __init__(self, client: Host, address: str, port: int, count: int) -> None:
-        super().__init__(client, ["knocker", address, str(port), str(count)], "knocking")
+    def __init__(self, client: Host, address: str, port: int, count: int, *, patient: bool) -> None:
+        argv = ["knocker", address, str(port), str(count)]
+        super().__init__(client, [*argv, "patient"] if patient else argv, "knocking")
 
     def finish(self) -> tuple[list[float], list[Any]]:
         """Stop; give when each was served, and what failed."""

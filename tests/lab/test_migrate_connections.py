@@ -87,10 +87,22 @@ def test_full_queues_in_both_directions(stage: Stage) -> None:
         account.check(move.phase_at("freeze"), move.ended, finished=True)
 
 
-def test_clients_that_come_and_go_are_all_served(stage: Stage) -> None:
+@pytest.mark.parametrize(
+    "hangs_up",
+    [
+        "client",
+        pytest.param(
+            "server",
+            # One in ten or so: what a closed socket has not got rid of is in no image, and dies with its address.
+            marks=pytest.mark.xfail(strict=False, reason="last words between the fence and the freeze are lost"),
+        ),
+    ],
+)
+def test_clients_that_come_and_go_are_all_served(stage: Stage, hangs_up: str) -> None:
     address = stage.add_address(stage.ip4)
-    pid = stage.start("server", "--greet", address, str(GREETING_PORT), "--backlog", str(BACKLOG))
-    with Knocking(stage.client, address, GREETING_PORT, KNOCKERS) as knocking:
+    first = ["--hang-up"] if hangs_up == "server" else []
+    pid = stage.start("server", "--greet", address, str(GREETING_PORT), "--backlog", str(BACKLOG), *first)
+    with Knocking(stage.client, address, GREETING_PORT, KNOCKERS, patient=bool(first)) as knocking:
         stage.wait_greeted(stage.a, 100)
         for source in (stage.a, stage.b):
             destination = stage.other(source)

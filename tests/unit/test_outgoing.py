@@ -83,7 +83,8 @@ async def test_watchers_early_late_and_slow_all_see_everything(outgoing: Outgoin
 
 async def test_a_watcher_waits_for_the_end(outgoing: Outgoing) -> None:
     watching = asyncio.create_task(collect(outgoing))
-    outgoing.emit(EVENTS[0])
+    await asyncio.sleep(0.01)
+    outgoing.emit(EVENTS[0])  # wakes it
     await asyncio.sleep(0.02)
     assert not watching.done()
     outgoing.finish()

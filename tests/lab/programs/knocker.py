@@ -1,6 +1,7 @@
-"""Clients that come and go: `knocker.py ADDRESS PORT THREADS` connects again and again, each time for one line.
+"""Clients that come and go: `knocker ADDRESS PORT THREADS` connects again and again, each time for one line.
 
-Runs on the client. The server hangs up first; what it said before must arrive whole. Ends when standard input is
+Runs on the client. Hangs up when it has its answer, and with a fourth argument waits for the server to do so; what the
+server says before must arrive whole. Ends when standard input is
 closed, and prints one line of JSON: when each was served, and what failed.
 """
 
@@ -13,19 +14,20 @@ import sys
 import threading
 import time
 
-# Longer than the first few retransmissions of a SYN, which come after 1, 3 and 7 s.
-PATIENCE_SECONDS = 15.0
+# Longer than the first retransmissions of a SYN, which come after 1 and 3 s.
+PATIENCE_SECONDS = 6.0
 PAUSE_SECONDS = 0.002
 
 
 class Knocker(threading.Thread):
     """One of them."""
 
-    def __init__(self, address: str, port: int, number: int, stop: threading.Event) -> None:
+    def __init__(self, address: str, port: int, number: int, stop: threading.Event, patient: bool) -> None:
         super().__init__(daemon=True)
         self._where = (address, port)
         self._number = number
         self._stop_knocking = stop
+        self._patient = patient
         self.served: list[float] = []
         self.failures: list[tuple[float, str]] = []
 
@@ -51,7 +53,7 @@ class Knocker(threading.Thread):
         with socket.create_connection(self._where, timeout=PATIENCE_SECONDS) as connection:
             connection.sendall(line)
             received = b""
-            while data := connection.recv(1000):
+            while (self._patient or len(received) < len(line)) and (data := connection.recv(1000)):
                 received += data
         return "" if received == line else f"{line!r} was answered by {received!r}"
 
@@ -59,7 +61,9 @@ class Knocker(threading.Thread):
 def main() -> None:
     """Knock until standard input ends."""
     stop = threading.Event()
-    knockers = [Knocker(sys.argv[1], int(sys.argv[2]), number, stop) for number in range(int(sys.argv[3]))]
+    knockers = [
+        Knocker(sys.argv[1], int(sys.argv[2]), number, stop, len(sys.argv) > 4) for number in range(int(sys.argv[3]))
+    ]
     for knocker in knockers:
         knocker.start()
     print("knocking", flush=True)

@@ -1,7 +1,8 @@
 """The server of most tests: numbered blocks both ways with every client, ticks, and memory of a chosen size.
 
 Runs on a host, in one thread. On the `--listen` addresses it speaks blocks (`numbering.py`), on the `--greet` ones it
-answers one line (`knocker.py`). At 127.0.0.1:`--ask` it takes one command a connection and answers with a line.
+says back what it is told (`knocker.py`). At 127.0.0.1:`--ask` it takes one command a connection and answers with a
+line.
 """
 
 from __future__ import annotations
@@ -112,6 +113,9 @@ class Server:
             self._try(key.data, 0)
             return
         assert isinstance(key.fileobj, socket.socket)
+        if key.data == "guest":
+            self._greet(key.fileobj)
+            return
         connection, _ = key.fileobj.accept()
         if key.data == "blocks":
             connection.setblocking(False)
@@ -119,7 +123,8 @@ class Server:
             self._peers.append(peer)
             self._selector.register(connection, selectors.EVENT_READ, peer)
         elif key.data == "greet":
-            self._greet(connection)
+            connection.setblocking(False)
+            self._selector.register(connection, selectors.EVENT_READ, "guest")
         else:
             with connection:
                 command = connection.recv(READ_BYTES).decode().strip()
@@ -143,16 +148,20 @@ class Server:
         peer.connection.close()
         self._peers.remove(peer)
 
-    def _greet(self, connection: socket.socket) -> None:
-        """Answer one line and hang up, as a server of HTTP/1.0 does."""
-        with connection:
-            connection.settimeout(20)
-            try:
-                connection.sendall(connection.recv(READ_BYTES))
+    def _greet(self, guest: socket.socket) -> None:
+        """Say back what a guest says; with `--hang-up` end the connection then, as a server of HTTP/1.0 does."""
+        try:
+            said = guest.recv(READ_BYTES)
+            if said:
+                guest.sendall(said)
                 self._greeted += 1
-            except OSError as error:
-                self._errors += 1
-                print(f"greeting: {error}", flush=True)
+                if not self._arguments.hang_up:
+                    return
+        except OSError as error:
+            self._errors += 1
+            print(f"greeting: {error}", flush=True)
+        self._selector.unregister(guest)
+        guest.close()
 
     def _answer(self, command: str) -> object:
         if command == "checksum":
@@ -173,6 +182,7 @@ def main() -> None:
     parser.add_argument("tick_port", type=int)
     parser.add_argument("--listen", nargs=2, action="append", default=[], metavar=("ADDRESS", "PORT"))
     parser.add_argument("--greet", nargs=2, action="append", default=[], metavar=("ADDRESS", "PORT"))
+    parser.add_argument("--hang-up", action="store_true", help="do so first on the --greet addresses")
     parser.add_argument("--ask", type=int, default=7900)
     parser.add_argument("--memory", type=int, default=0, help="MiB of random content")
     parser.add_argument("--change", action="store_true", help="change all of the memory, constantly")
