@@ -49,7 +49,7 @@ def format_us(microseconds: float) -> str:
 
 
 def parse_seconds(text: str) -> float:
-    """Read a duration that a person typed: ``800ms``, ``2s``, ``5m``, ``1h``; without a unit, seconds. Or ValueError."""
+    """Read a duration that was typed: ``800ms``, ``2s``, ``5m``, ``1h``; without a unit, seconds; else ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text.strip(), re.ASCII)
     if match is None:
         raise ValueError(f"{text!r} is no duration; write for example 800ms, 2s or 5m")
