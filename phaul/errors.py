@@ -111,6 +111,13 @@ class RolledBackError(PhaulError):
     where = Where.SOURCE
 
 
+class DeadlineError(RolledBackError):
+    """A deadline that the person set has passed before COMMIT; the workload runs on the source as before."""
+
+    exit_status = 20
+    default_hint = "Give it more time with --timeout or --freeze-timeout, or make the workload smaller."
+
+
 class DumpError(RolledBackError):
     """CRIU could not dump the workload; it runs on the source as before."""
 

@@ -6,6 +6,8 @@ stand only where such a number meets a person.
 
 from __future__ import annotations
 
+import re
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -44,3 +46,11 @@ def format_seconds(seconds: float) -> str:
 def format_us(microseconds: float) -> str:
     """Give a duration in microseconds as `format_seconds` does."""
     return format_seconds(microseconds / 1e6)
+
+
+def parse_seconds(text: str) -> float:
+    """Read a duration that was typed: ``800ms``, ``2s``, ``5m``, ``1h``; without a unit, seconds; else ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(ms|s|m|h)?", text.strip(), re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is no duration; write for example 800ms, 2s or 5m")
+    return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"]

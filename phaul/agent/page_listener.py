@@ -18,7 +18,7 @@ import structlog
 
 from phaul.errors import TransferError
 from phaul.transfer.page_channel import ACCEPTED, TOKEN_BYTES
-from phaul.transfer.page_receiver import PagemapEncoder, PageReceiver
+from phaul.transfer.page_receiver import PagemapEncoder, PageReceiver, Received
 
 log = structlog.get_logger(__name__)
 
@@ -34,7 +34,7 @@ class ExpectedPages:
     token: bytes
     directory: Path
     limit_bytes: int
-    received: asyncio.Future[int]
+    received: asyncio.Future[Received]
     receiver: PageReceiver | None = field(default=None)
 
     def cancel(self) -> None:

@@ -19,7 +19,7 @@ from phaul.agent.messages import from_message, to_message
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, PhaulError, UnreachableError
 from phaul.migration.facts import DestinationFacts, FileFacts
-from phaul.migration.interfaces import PageChannel, Reservation, RestoredCopy
+from phaul.migration.interfaces import PageChannel, PageImage, Reservation, RestoredCopy
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerStub
@@ -92,6 +92,22 @@ class GrpcPeer:
 
         reply = await self._call(self._stub.SendImages(stream(), timeout=TRANSFER_SECONDS))
         return reply.bytes
+
+    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
+        """What arrived over there, and its digests."""
+        request = peer_pb2.ReceivedPagesRequest(migration_id=migration_id)
+        images: list[PageImage] = []
+        runs: list[tuple[int, int]] = []
+
+        async def collect() -> None:
+            async for part in self._stub.ReceivedPages(request, timeout=RESTORE_SECONDS):
+                runs.extend(zip(part.addresses, part.pages, strict=True))
+                if part.digest:
+                    images.append(PageImage(part.name, tuple(runs), part.digest))
+                    runs.clear()
+
+        await self._call(collect())
+        return tuple(images)
 
     async def restore(self, migration_id: str) -> RestoredCopy:
         """Have the copy restored and held."""

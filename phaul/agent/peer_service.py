@@ -15,7 +15,7 @@ import structlog
 from phaul.agent.history import History
 from phaul.agent.messages import from_message, to_message
 from phaul.agent.page_listener import PageListener
-from phaul.agent.rpc_errors import Context, reports_errors
+from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
 from phaul.errors import PhaulError
 from phaul.migration.arrivals import Arrivals, Journals
 from phaul.migration.destination import SMALL_IMAGES_BYTES
@@ -32,6 +32,8 @@ from phaul.rpc.v1.peer_pb2_grpc import PeerServicer
 from phaul.transfer.image_stream import Chunk, ImageWriter
 
 log = structlog.get_logger(__name__)
+
+RUNS_A_MESSAGE = 100_000  # about 1 MB
 
 
 class HistoryObserver:
@@ -122,6 +124,22 @@ class PeerService(PeerServicer):
             if writer is not None:
                 writer.discard()
         return peer_pb2.SendImagesReply(images=writer.images, bytes=writer.bytes)
+
+    @reports_stream_errors
+    async def ReceivedPages(
+        self, request: peer_pb2.ReceivedPagesRequest, context: Context
+    ) -> AsyncIterator[peer_pb2.PageImage]:
+        """Hash what came over the page channel."""
+        for image in await self._arrivals.received_pages(request.migration_id):
+            for start in range(0, max(len(image.runs), 1), RUNS_A_MESSAGE):
+                runs = image.runs[start : start + RUNS_A_MESSAGE]
+                last = start + RUNS_A_MESSAGE >= len(image.runs)
+                yield peer_pb2.PageImage(
+                    name=image.name,
+                    addresses=(address for address, _ in runs),
+                    pages=(pages for _, pages in runs),
+                    digest=image.digest if last else b"",
+                )
 
     @reports_errors
     async def Restore(self, request: peer_pb2.RestoreRequest, context: Context) -> peer_pb2.RestoreReply:

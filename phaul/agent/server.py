@@ -44,6 +44,7 @@ from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
 from phaul.system.children import adopt_orphans
 from phaul.system.memory import page_size_bytes
+from phaul.system.task_memory import digest_of_file
 
 log = structlog.get_logger(__name__)
 
@@ -70,7 +71,7 @@ class AgentServer:
         connect = connect or make_connect(config)
         self._migrations = OutgoingMigrations(self._host, self._history, connect, self._journals)
         self._arrivals = Arrivals(
-            self._host, self._journals, HistoryObserver(self._history), self._listener.expect, connect
+            self._host, self._journals, HistoryObserver(self._history), self._listener.expect, connect, _digest
         )
         self._peer_service = PeerService(
             self._host, self._arrivals, self._journals, self._listener, self._migrations.killed
@@ -171,6 +172,10 @@ def parse_destination_or_any_port(text: str) -> Destination:
     if text.endswith(":0"):
         return Destination(parse_destination(text.removesuffix(":0")).host, 0)
     return parse_destination(text)
+
+
+async def _digest(path: Path) -> bytes:
+    return await asyncio.to_thread(digest_of_file, path)
 
 
 async def serve(config: AgentConfig) -> None:

@@ -16,6 +16,7 @@ from phaul.cli.machine import print_object
 from phaul.cli.run import run_command
 from phaul.errors import UsageError
 from phaul.rpc.v1.facts_pb2 import AddressRequest, MigrationRequest
+from phaul.units import parse_seconds
 
 MIGRATE_EPILOG = """[bold]Examples[/]
 
@@ -53,6 +54,17 @@ def migrate(
         bool,
         typer.Option("--drop-unaccepted", help="Accept the loss of connections that wait in a listen queue."),
     ] = False,
+    timeout: Annotated[
+        str, typer.Option("--timeout", metavar="TIME", help="Roll back when it is not at COMMIT by then (30s, 5m).")
+    ] = "0",
+    freeze_timeout: Annotated[
+        str,
+        typer.Option(
+            "--freeze-timeout",
+            metavar="TIME",
+            help="Roll back when the tasks have stood still for this long (2s).",
+        ),
+    ] = "0",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say whether it may go and what is in the way; touch nothing.")
     ] = False,
@@ -65,7 +77,10 @@ def migrate(
     undone, and the workload goes on here. Ctrl-C asks whether to cancel, to leave it running or to watch on.
     """
     path = options.socket_path(socket)
-    run_command(_migrate(path, pid, to, address or [], drop_unaccepted, dry_run, json_output), json_output=json_output)
+    limits = (timeout, freeze_timeout)
+    run_command(
+        _migrate(path, pid, to, address or [], drop_unaccepted, limits, dry_run, json_output), json_output=json_output
+    )
 
 
 def watch(
@@ -86,12 +101,21 @@ def cancel(
     run_command(_cancel(options.socket_path(socket), migration_id, json_output), json_output=json_output)
 
 
-def build_request(pid: int, to: str, addresses: list[str], drop_unaccepted: bool) -> MigrationRequest:
+def build_request(
+    pid: int, to: str, addresses: list[str], drop_unaccepted: bool, limits: tuple[str, str] = ("0", "0")
+) -> MigrationRequest:
     """Read what was typed; raises `UsageError` before any agent is asked."""
     from phaul.agent.destination import parse_destination
     from phaul.migration.address_rules import parse_address
 
-    request = MigrationRequest(root_pid=pid, destination=str(parse_destination(to)), drop_unaccepted=drop_unaccepted)
+    timeout, freeze_timeout = limits
+    request = MigrationRequest(
+        root_pid=pid,
+        destination=str(parse_destination(to)),
+        drop_unaccepted=drop_unaccepted,
+        timeout_seconds=_duration("--timeout", timeout),
+        freeze_timeout_seconds=_duration("--freeze-timeout", freeze_timeout),
+    )
     for typed in addresses:
         wanted = parse_address(typed)
         request.addresses.append(
@@ -100,12 +124,26 @@ def build_request(pid: int, to: str, addresses: list[str], drop_unaccepted: bool
     return request
 
 
+def _duration(option: str, typed: str) -> float:
+    try:
+        return parse_seconds(typed)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
 async def _migrate(
-    path: Path, pid: int, to: str, addresses: list[str], drop_unaccepted: bool, dry_run: bool, json_output: bool
+    path: Path,
+    pid: int,
+    to: str,
+    addresses: list[str],
+    drop_unaccepted: bool,
+    limits: tuple[str, str],
+    dry_run: bool,
+    json_output: bool,
 ) -> int:
     from phaul.agent.client import AgentClient
 
-    request = build_request(pid, to, addresses, drop_unaccepted)
+    request = build_request(pid, to, addresses, drop_unaccepted, limits)
     async with AgentClient(path) as client:
         if dry_run:
             return print_check(await client.check(request), json_output=json_output)

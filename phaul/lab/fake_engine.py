@@ -143,7 +143,7 @@ def send_memory(fd: int, tree: FakeTree) -> None:
         if channel.recv(1) != page_protocol.OPENED_WITHOUT_PARENT:
             raise ConnectionError(104, "the page receiver did not open the image")
         channel.sendall(page_protocol.encode(Header(Command.ADD_F, PageFlag.PRESENT, pages, 0x10000, image)))
-        channel.sendall(tree.memory)
+        channel.sendall(tree.damaged or tree.memory)
         channel.sendall(page_protocol.encode(Header(Command.FORCE_CLOSE, 0, 0, 0, 0)))
         if len(channel.recv(page_protocol.STATUS.size)) != page_protocol.STATUS.size:
             raise ConnectionError(104, "the page receiver gave no status")

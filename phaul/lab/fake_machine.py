@@ -41,6 +41,7 @@ class FakeTree:
     memory: bytes
     connections: tuple[ConnectionFacts, ...] = ()
     state: TreeState = TreeState.RUNNING
+    damaged: bytes = b""  # what the wire makes of the memory; "" leaves it as it is
     born: int = field(default_factory=itertools.count(1).__next__)  # stands for the start time: no two copies share it
 
 

@@ -11,6 +11,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import xxhash
+
 from phaul import __version__
 from phaul.errors import PreflightError
 from phaul.lab.fake_engine import FakeEngine
@@ -18,6 +20,8 @@ from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree, TreeState
 from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, TaskFacts, WorkloadFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import (
+    PageImage,
+    TreeHandle,
     TreeIdentity,
 )
 from phaul.migration.recovery import Tree
@@ -152,6 +156,13 @@ class FakeWorkload:
     async def keeper(self, facts: WorkloadFacts) -> FakeKeeper:
         """Give one."""
         return FakeKeeper(self._machine, facts.root_pid)
+
+    async def differing(self, tree: TreeHandle, images: Sequence[PageImage]) -> tuple[str, ...]:
+        """Compare with what the tree really holds."""
+        self._machine.act("workload.differing")
+        content = self._machine.trees[tree.pids[0]].memory
+        digest = xxhash.xxh3_128_digest(content)
+        return tuple(image.name for image in images if image.digest != digest)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the copy."""

@@ -7,7 +7,7 @@ it is under way or done gives the same answer: the source may ask again after a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -16,15 +16,49 @@ from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.destination import Arrival, reservation_of, room_bytes
 from phaul.migration.events import Outcome
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PeerAgent, Reservation, RestoredCopy
+from phaul.migration.interfaces import PageImage, PeerAgent, Reservation, RestoredCopy
 from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.recovery import Word, destination_word
+from phaul.units import format_bytes
 
 R = TypeVar("R")
 
 REMEMBERED = 32  # migrations that have ended, so that a repeated Resume gets its answer again
 LEASE_SECONDS = 60.0  # without a word from the source; then it is asked
 ASK_AGAIN_SECONDS = 5.0
+
+
+class ReceivedImage(Protocol):
+    """The pages of one task or piece of shared memory: see `transfer.page_receiver`."""
+
+    @property
+    def pagemap_name(self) -> str:
+        """The pagemap's file name."""
+        ...
+
+    @property
+    def pages_name(self) -> str:
+        """The file with the pages."""
+        ...
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """(address, count of pages), in order."""
+        ...
+
+
+class ReceivedPages(Protocol):
+    """Everything that one dump sent."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Page content, headers not counted."""
+        ...
+
+    @property
+    def images(self) -> Sequence[ReceivedImage]:
+        """The images, in the order of their files."""
+        ...
 
 
 class Reception(Protocol):
@@ -36,8 +70,8 @@ class Reception(Protocol):
         ...
 
     @property
-    def received(self) -> asyncio.Future[int]:
-        """Gives the bytes of page content once all have arrived."""
+    def received(self) -> Awaitable[ReceivedPages]:
+        """Gives what came over the channel once all has arrived."""
         ...
 
     def cancel(self) -> None:
@@ -94,7 +128,9 @@ class Arrivals:
         observer: ArrivalObserver,
         receive: Callable[[Path, int], Reception],
         connect: Callable[[str], PeerAgent],
+        digest: Callable[[Path], Awaitable[bytes]],
     ) -> None:
+        self._digest = digest
         self._host = host
         self._journals = journals
         self._observer = observer
@@ -120,7 +156,25 @@ class Arrivals:
     async def restore(self, migration_id: str) -> RestoredCopy:
         """RESTORE."""
         incoming = self._find(migration_id)
-        return await self._once(incoming, "restore", lambda: incoming.arrival.restore(incoming.pages.received))
+
+        async def act() -> RestoredCopy:
+            return await incoming.arrival.restore((await asyncio.shield(incoming.pages.received)).page_bytes)
+
+        return await self._once(incoming, "restore", act)
+
+    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
+        """Hash what came over the page channel."""
+        incoming = self._find(migration_id)
+
+        async def act() -> tuple[PageImage, ...]:
+            received = await asyncio.shield(incoming.pages.received)
+            digests = [await self._digest(incoming.arrival.images / image.pages_name) for image in received.images]
+            return tuple(
+                PageImage(image.pagemap_name, image.runs, digest)
+                for image, digest in zip(received.images, digests, strict=True)
+            )
+
+        return await self._once(incoming, "received_pages", act)
 
     async def resume(self, migration_id: str) -> tuple[str, ...]:
         """RESUME. Also right for a migration that an agent before this one has let run."""
@@ -134,6 +188,7 @@ class Arrivals:
             incoming.answers.pop("resume", None)  # it may be asked for again
             self._observer.settled(migration_id, Outcome.LOST, error)
             raise
+        self._end_lease(incoming)
         self._observer.settled(migration_id, Outcome.COMPLETED, None)
         return warnings
 
@@ -144,6 +199,7 @@ class Arrivals:
         if incoming is None:
             return ()
         leftovers = await self._once(incoming, "abort", lambda: self._abort(incoming))
+        self._end_lease(incoming)
         self._observer.settled(migration_id, Outcome.ROLLED_BACK, None)
         if self._incoming.pop(migration_id, None) is not None:
             self._journals.forget(migration_id)
@@ -194,6 +250,7 @@ class Arrivals:
                     f"{other.arrival.reservation.migration_id}",
                     hint="Wait until that one has ended, or cancel it.",
                 )
+        await self._require_memory(reservation)
         arrival = Arrival(reservation, self._host, journal)
         self._observer.arrived(reservation)
         try:
@@ -211,6 +268,19 @@ class Arrivals:
         self._forget_oldest()
         return incoming
 
+    async def _require_memory(self, reservation: Reservation) -> None:
+        """Refuse what does not fit beside what others were promised: images and copy stand side by side at the end."""
+        others = [each.arrival for each in self._incoming.values() if not each.arrival.ended]
+        promised = sum(2 * room_bytes(each.reservation.memory_bytes) for each in others)
+        needed = 2 * room_bytes(reservation.memory_bytes)
+        available = (await self._host.describe()).memory_available_bytes
+        if available < promised + needed:
+            raise PreflightError(
+                f"there is not enough memory for it beside {len(others)} other migrations on their way there: "
+                f"{format_bytes(needed)} are needed, {format_bytes(max(available - promised, 0))} are free",
+                hint="Wait until those have ended, or free memory there.",
+            )
+
     async def _watch_lease(self, migration_id: str, incoming: _Incoming) -> None:
         """Ask the source what became of it when it has been silent for long: it may have died, or forgotten us.
 
@@ -218,24 +288,32 @@ class Arrivals:
         From then on silence decides nothing.
         """
         clock = self._host.clock
-        peer = self._connect(incoming.arrival.reservation.source_peer)
         delay_seconds = LEASE_SECONDS
+        while not incoming.arrival.ended:
+            await clock.sleep(delay_seconds)
+            silent_us = clock.monotonic_us() - incoming.heard_us
+            restoring = incoming.answers.get("restore")
+            if silent_us < LEASE_SECONDS * 1e6 or (restoring and not restoring.done()):
+                continue
+            delay_seconds = ASK_AGAIN_SECONDS
+            word = await self._ask(incoming)
+            held = incoming.arrival.may_be_the_last_copy
+            if word is Word.COMMITTED and held:
+                await self.resume(migration_id)
+            elif word is Word.ABORTED or (word in (Word.NO_ANSWER, Word.UNKNOWN) and not held):
+                await self.abort(migration_id)
+            elif word is Word.NO_ANSWER:
+                self._observer.settled(migration_id, Outcome.IN_DOUBT, None)
+
+    def _end_lease(self, incoming: _Incoming) -> None:
+        lease, incoming.lease = incoming.lease, None
+        if lease is not None and lease is not asyncio.current_task():
+            lease.cancel()
+
+    async def _ask(self, incoming: _Incoming) -> Word:
+        peer = self._connect(incoming.arrival.reservation.source_peer)
         try:
-            while not incoming.arrival.ended:
-                await clock.sleep(delay_seconds)
-                silent_us = clock.monotonic_us() - incoming.heard_us
-                restoring = incoming.answers.get("restore")
-                if silent_us < LEASE_SECONDS * 1e6 or (restoring and not restoring.done()):
-                    continue
-                delay_seconds = ASK_AGAIN_SECONDS
-                word = await peer.word(migration_id)
-                held = incoming.arrival.may_be_the_last_copy
-                if word is Word.COMMITTED and held:
-                    await self.resume(migration_id)
-                elif word is Word.ABORTED or (word in (Word.NO_ANSWER, Word.UNKNOWN) and not held):
-                    await self.abort(migration_id)
-                elif word is Word.NO_ANSWER:
-                    self._observer.settled(migration_id, Outcome.IN_DOUBT, None)
+            return await peer.word(incoming.arrival.reservation.migration_id)
         finally:
             await peer.close()
 

@@ -10,7 +10,6 @@ holds a complete, restored copy, and the destination lets that run only when it 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 from phaul.errors import (
     CancelledByUserError,
@@ -22,6 +21,7 @@ from phaul.errors import (
     PhaulError,
     RolledBackError,
     SwitchoverError,
+    TransferError,
     UnreachableError,
 )
 from phaul.migration import preflight
@@ -32,7 +32,6 @@ from phaul.migration.events import (
     Outcome,
     Phase,
     PhaseStarted,
-    Progress,
     Role,
     Started,
     Warning,
@@ -54,12 +53,13 @@ from phaul.migration.interfaces import (
     TreeHandle,
 )
 from phaul.migration.journal import Journal, Mark
+from phaul.migration.limits import Limits
 from phaul.migration.plan import fenced, has_connections, plan
+from phaul.migration.progress import tell_progress
 from phaul.migration.timeline import Timeline
-from phaul.migration.undo import UndoStack
+from phaul.migration.undo import UndoStack, as_undo
 from phaul.units import MIB
 
-PROGRESS_INTERVAL_SECONDS = 0.1
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
 RESUME_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again: past COMMIT nobody gives up
 DEAD_TIMEOUT_SECONDS = 60.0  # for the kernel to free a killed tree; only CLEANUP waits for it
@@ -89,6 +89,7 @@ class Coordinator:
         self._events = events
         self._timeline = Timeline(host.clock)
         self._undo = UndoStack()
+        self._limits = Limits(host.clock, lambda: not self.committed)
         self._warnings: list[str] = []
         self.committed = False
         self.killed = False
@@ -100,10 +101,12 @@ class Coordinator:
         running on the source, `LostError` with the images kept. Cancelling the task rolls back until `committed`;
         past that the caller must not cancel.
         """
+        self._limits.begin("the migration", self._request.timeout_seconds)
         try:
             return await self._migrate()
         except asyncio.CancelledError:
-            raise await self._roll_back(CancelledByUserError("the migration was cancelled")) from None
+            why = self._limits.passed or CancelledByUserError("the migration was cancelled")
+            raise await self._roll_back(why) from None
         except PhaulError as error:
             if self.committed or not self._undo:
                 raise
@@ -113,6 +116,8 @@ class Coordinator:
                 raise
             defect = DefectError(f"phaul failed: {type(error).__name__}: {error}")
             raise await self._roll_back(defect) from error
+        finally:
+            self._limits.end()
 
     async def _migrate(self) -> MigrationReport:
         await self._enter(Phase.PREFLIGHT)
@@ -126,15 +131,18 @@ class Coordinator:
         await self._enter(Phase.FREEZE)
         held = await self._freeze(facts, addresses, channel)
         tree = await self._keeper.hold()
-        self._undo.add("the tasks' standing still", _as_undo(tree.release))
+        self._undo.add("the tasks' standing still", as_undo(tree.release))
 
         await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
             image_bytes = await self._peer.send_images(self._id, self._images)
 
         await self._enter(Phase.RESTORE)
+        verified = asyncio.create_task(self._verify(tree))
+        self._undo.add("the comparison of the memory", as_undo(verified.cancel))
         with self._timeline.step("restore", Role.DESTINATION):
             copy = await self._peer.restore(self._id)
+        await verified
 
         await self._enter(Phase.SWITCHOVER)
         await self._journal.write(Mark.SWITCHING)
@@ -198,7 +206,7 @@ class Coordinator:
                 source_peer="",
             )
         )
-        self._undo.add("the page channel", _as_undo(channel.close))
+        self._undo.add("the page channel", as_undo(channel.close))
         await self._keeper.ready()
         return channel
 
@@ -210,6 +218,7 @@ class Coordinator:
         self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
 
         async def about_to_freeze() -> None:
+            self._limits.begin("the freeze", self._request.freeze_timeout_seconds)
             await self._journal.write(Mark.FREEZING)
             if addresses:
                 await self._host.network.fence(self._id, addresses)
@@ -226,7 +235,7 @@ class Coordinator:
         )
         # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
         self._undo.add("the workload's running on", self._keeper.run_again)
-        progress = asyncio.create_task(self._tell_progress(channel, facts.memory_bytes))
+        progress = asyncio.create_task(tell_progress(channel, facts.memory_bytes, self._host.clock, self._events))
         dump = self._host.engine.dump(request, about_to_freeze)
         try:
             held = await dump.__aenter__()
@@ -239,6 +248,16 @@ class Coordinator:
         self._timeline.add_step("dump", held.frozen_since_us, now_us - held.frozen_since_us, Role.SOURCE)
         self._dump = dump
         return held
+
+    async def _verify(self, tree: TreeHandle) -> None:
+        """Compare what arrived with the memory as it lies in the frozen tree; runs beside the restore."""
+        with self._timeline.step("verify memory"):
+            differing = await self._host.workload.differing(tree, await self._peer.received_pages(self._id))
+        if differing:
+            raise TransferError(
+                f"the memory was damaged on its way: {', '.join(differing)} on the destination differs from the source",
+                hint="Nothing of it was used. If it happens again, test the memory and network of both hosts.",
+            )
 
     async def _give_up(self, addresses: tuple[AddressFacts, ...]) -> None:
         """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""
@@ -301,7 +320,7 @@ class Coordinator:
         last.add("images on this host", lambda: self._host.rooms.release(self._id))
         last.add("the fence on this host", lambda: self._host.network.unfence(self._id))
         last.add("rules that CRIU made", lambda: self._remove_locks(facts))
-        last.add("the page channel", _as_undo(channel.close))
+        last.add("the page channel", as_undo(channel.close))
         last.add("the keeper", self._keeper.close)
         last.add("CRIU", lambda: self._dump.__aexit__(None, None, None))
         last.add("CRIU", held.release_killed)
@@ -353,15 +372,6 @@ class Coordinator:
         if leftovers:
             raise PhaulError("; ".join(leftovers))
 
-    async def _tell_progress(self, channel: PageChannel, total_bytes: int) -> None:
-        last_us, last_bytes = self._host.clock.monotonic_us(), 0
-        while True:
-            await asyncio.sleep(PROGRESS_INTERVAL_SECONDS)
-            now_us, done_bytes = self._host.clock.monotonic_us(), channel.delivered_bytes()
-            rate = (done_bytes - last_bytes) * 1_000_000 // max(now_us - last_us, 1)
-            self._events.emit(Progress(Phase.FREEZE, done_bytes, max(total_bytes, done_bytes), rate))
-            last_us, last_bytes = now_us, done_bytes
-
     async def _enter(self, phase: Phase) -> None:
         self._timeline.enter(phase)
         self._events.emit(PhaseStarted(phase))
@@ -389,10 +399,3 @@ class Coordinator:
             connections=len(facts.connections),
             addresses=tuple(map(str, addresses)),
         )
-
-
-def _as_undo(act: Callable[[], None]) -> Callable[[], Awaitable[None]]:
-    async def undo() -> None:
-        act()
-
-    return undo

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -88,16 +87,15 @@ class Arrival:
         await self._host.reached(Role.DESTINATION, Phase.PREPARE)
         return self.images
 
-    async def restore(self, received: Awaitable[int]) -> RestoredCopy:
-        """RESTORE: wait for the memory, restore, hold at the gate.
+    async def restore(self, page_bytes: int) -> RestoredCopy:
+        """RESTORE: all images are there, `page_bytes` of them pages; restore, hold at the gate.
 
-        `received` gives the bytes of page content once all have arrived. Raises with nothing held; the images stay.
+        Raises with nothing held; the images stay.
         """
         if self.aborted:
             raise RestoreError("this migration was aborted on the destination")
         if self._copy is not None:
             return self._copy
-        page_bytes = await received
         self.phase = Phase.RESTORE
         held = await self._hold()
         self._undo.add("the restored copy", self._discard)

@@ -160,6 +160,8 @@ class MigrationRequest:
     destination: str  # HOST or HOST:PORT as typed
     addresses: tuple[AddressRequest, ...] = ()
     drop_unaccepted: bool = False  # connections that wait in a listen queue may be lost (CRIU tcp_skip_in_flight)
+    timeout_seconds: float = 0  # for everything up to COMMIT; 0: no limit
+    freeze_timeout_seconds: float = 0  # for the tasks to stand still on the source; 0: no limit
 
 
 @dataclass(frozen=True, slots=True)

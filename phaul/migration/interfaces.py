@@ -74,6 +74,13 @@ class Workload(Protocol):
         """Start the keeper of a tree that is about to be frozen; see `Keeper`. Raises `PhaulError`."""
         ...
 
+    async def differing(self, tree: TreeHandle, images: Sequence[PageImage]) -> tuple[str, ...]:
+        """Compare the memory of a frozen tree with what was received of it; give the names of images that differ.
+
+        Raises `TransferError` where the memory cannot be read.
+        """
+        ...
+
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Say which processes the tree under `root_pid` has now. Raises `PhaulError` where there is none."""
         ...
@@ -120,6 +127,19 @@ class Keeper(Protocol):
     async def close(self) -> None:
         """Say farewell: the tree runs, or is dead. Also gives back what `hold` gave."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class PageImage:
+    """The pages of one task, or of one piece of shared memory, as the destination received them.
+
+    `name` is the pagemap's file name: pagemap-PID.img or pagemap-shmem-INODE.img. `runs` are (address, count of pages)
+    in the order of arrival; `digest` is XXH3-128 over their content in that order.
+    """
+
+    name: str
+    runs: tuple[tuple[int, int], ...]
+    digest: bytes
 
 
 class TreeHandle(Protocol):
@@ -371,6 +391,10 @@ class PeerAgent(Protocol):
 
     async def send_images(self, migration_id: str, directory: Path) -> int:
         """Send every image file of a directory; returns their bytes once all are verified over there."""
+        ...
+
+    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
+        """What arrived over the page channel, hashed over there; waits until all has."""
         ...
 
     async def restore(self, migration_id: str) -> RestoredCopy:

@@ -39,3 +39,12 @@ class UndoStack:
             except Exception as error:  # noqa: BLE001 - whatever went wrong, the other undos must still run
                 leftovers.append(f"{what}: {error}")
         return tuple(leftovers)
+
+
+def as_undo(act: Callable[[], object]) -> Callable[[], Awaitable[None]]:
+    """Make an undo of something that does not wait."""
+
+    async def undo() -> None:
+        act()
+
+    return undo

@@ -16,12 +16,30 @@ from pathlib import Path
 
 from phaul.errors import TransferError
 from phaul.transfer import page_protocol
-from phaul.transfer.page_protocol import Command, Header
+from phaul.transfer.page_protocol import Command, Header, PageFlag
 from phaul.units import MIB
 
 BUFFER_BYTES = 1 * MIB
 FIRST_GROWTH_BYTES = 1 * MIB  # below a huge page, so that a small task does not cost 2 MiB
 LARGEST_GROWTH_BYTES = 64 * MIB
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedImage:
+    """One image that has arrived. `runs` are (address, count of pages) of the pages in `pages_name`, in order."""
+
+    pagemap_name: str
+    pages_name: str
+    runs: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """Everything that one dump sent."""
+
+    page_bytes: int
+    images: tuple[ReceivedImage, ...]
+
 
 PagemapEncoder = Callable[[int, Iterable[tuple[int, int, int]]], bytes]
 
@@ -82,8 +100,8 @@ class PageReceiver:
         except OSError:
             pass  # it is down already
 
-    def receive(self) -> int:
-        """Receive until the dump closes the channel; give the bytes of page content.
+    def receive(self) -> Received:
+        """Receive until the dump closes the channel; give what came.
 
         Blocks. Raises `TransferError` when the channel breaks before its end, the peer speaks something else, or the
         room is used up; files may then be left half-written in the directory.
@@ -91,15 +109,16 @@ class PageReceiver:
         try:
             while (header := self._header()).command not in (Command.CLOSE, Command.FORCE_CLOSE):
                 self._obey(header)
-            self._finish_files()
+            images = tuple(map(self._finish, self._files.values()))
             self._socket.sendall(page_protocol.STATUS.pack(0))
-            return self.page_bytes
+            return Received(self.page_bytes, images)
         except OSError as error:
             raise TransferError(f"the page channel failed: {error.strerror or error}") from error
         finally:
             for file in self._files.values():
                 os.close(file.fd)
             self._files.clear()
+            self._have = self._buffer = memoryview(b"")  # who remembers this migration need not keep a megabyte
             self._socket.close()
 
     def _obey(self, header: Header) -> None:
@@ -167,7 +186,8 @@ class PageReceiver:
             raise TransferError(f"the page channel was closed {when}")
         self._have = self._buffer[: left + received]
 
-    def _finish_files(self) -> None:
-        for file in self._files.values():
-            os.ftruncate(file.fd, file.written_bytes)
-            (self._directory / file.pagemap_name).write_bytes(self._encode_pagemap(file.pages_id, file.runs))
+    def _finish(self, file: _PagesFile) -> ReceivedImage:
+        os.ftruncate(file.fd, file.written_bytes)
+        (self._directory / file.pagemap_name).write_bytes(self._encode_pagemap(file.pages_id, file.runs))
+        runs = tuple((address, pages) for address, pages, flags in file.runs if flags & PageFlag.PRESENT)
+        return ReceivedImage(file.pagemap_name, f"pages-{file.pages_id}.img", runs)

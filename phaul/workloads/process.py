@@ -13,12 +13,13 @@ from dataclasses import replace
 
 from phaul.errors import PreflightError
 from phaul.migration.facts import FileFacts, Problem, TaskFacts, WorkloadFacts
-from phaul.migration.interfaces import TreeIdentity
+from phaul.migration.interfaces import PageImage, TreeHandle, TreeIdentity
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
 from phaul.workloads import holdings, identity, keeping, snapshot
 from phaul.workloads.keeping import ProcessKeeper
+from phaul.workloads.memory import differing
 from phaul.workloads.obstacles import obstacles_of
 
 
@@ -38,6 +39,10 @@ class ProcessWorkload:
     async def keeper(self, facts: WorkloadFacts) -> ProcessKeeper:
         """Start the keeper of a tree that is about to be frozen."""
         return await ProcessKeeper.start(facts)
+
+    async def differing(self, tree: TreeHandle, images: Sequence[PageImage]) -> tuple[str, ...]:
+        """Hash the memory and compare; see `Workload.differing`."""
+        return await asyncio.to_thread(differing, tree.pids, images)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the processes of a tree for good."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ import pytest
 
 from phaul.errors import PhaulError, PreflightError, RestoreError
 from phaul.lab.fake_machine import FakeTree, TreeState
+from phaul.migration.facts import HostFacts
 from phaul.migration.interfaces import HeldRestore, RestoreRequest
 from phaul.rpc.v1 import agent_pb2
 from tests.component.conftest import ADDRESS, PID, Pair, tree
@@ -249,3 +251,48 @@ async def test_an_agent_off_loopback_needs_insecure(pair: Pair) -> None:
     with pytest.raises(PhaulError, match="may not connect to") as caught:
         await pair.source.client.start(request)
     assert caught.value.exit_status == 12
+
+
+async def test_a_flipped_bit_is_found_named_and_rolled_back(pair: Pair) -> None:
+    source = pair.source.machine.trees[PID]
+    flipped = bytearray(source.memory)
+    flipped[len(flipped) // 2] ^= 0x10
+    source.damaged = bytes(flipped)
+    events = await pair.migrate(ADDRESS)
+    assert outcome(events).error.code == "TransferError"
+    assert f"pagemap-{PID}.img" in outcome(events).error.message
+    assert pair.source.machine.state(PID) is TreeState.RUNNING
+    assert pair.destination.machine.state(PID) is TreeState.DEAD
+    nothing_left(pair)
+
+
+async def test_past_a_deadline_it_is_rolled_back(pair: Pair) -> None:
+    for limit in ("timeout_seconds", "freeze_timeout_seconds"):
+        hang_at_restore(pair)
+        request = pair.request(ADDRESS)
+        setattr(request, limit, 0.3)
+        migration_id = await pair.source.client.start(request)
+        events = [event async for event in pair.source.client.watch(migration_id)]
+        assert outcome(events).error.code == "DeadlineError", outcome(events)
+        assert pair.source.machine.state(PID) is TreeState.RUNNING
+        nothing_left(pair)
+
+
+async def test_what_does_not_fit_beside_others_is_refused(pair: Pair) -> None:
+    hang_at_restore(pair)
+    pair.source.machine.trees[5001] = tree(5001)
+    first = await pair.source.client.start(pair.request())
+    await asyncio.sleep(0.2)
+    small = dataclasses.replace(await pair.destination.server._host.describe(), memory_available_bytes=200 << 20)
+
+    async def describe() -> HostFacts:
+        return small
+
+    arrivals = pair.destination.server._arrivals
+    arrivals._host = dataclasses.replace(arrivals._host, describe=describe)
+    second = await pair.source.client.start(pair.request(pid=5001))
+    events = [event async for event in pair.source.client.watch(second)]
+    assert "not enough memory" in outcome(events).error.message
+    assert pair.source.machine.state(5001) is TreeState.RUNNING
+    await pair.source.client.cancel(first)
+    assert outcome([event async for event in pair.source.client.watch(first)]).error.code == "CancelledByUserError"

@@ -28,12 +28,14 @@ from phaul.migration.interfaces import (
     HeldDump,
     HeldRestore,
     PageChannel,
+    PageImage,
     Reservation,
     RestoredCopy,
     RestoreRequest,
 )
 from phaul.migration.journal import Data, Mark, Record, last_of
 from phaul.migration.recovery import Word, destination_word, source_word
+from phaul.transfer.page_receiver import Received
 
 if TYPE_CHECKING:
     from tests.unit.crash_world import SimHost, World
@@ -166,7 +168,7 @@ class SimReception:
 
     def __init__(self) -> None:
         self.token = b"token"
-        self.received: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self.received: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
 
     def cancel(self) -> None:
         if not self.received.done():
@@ -273,6 +275,9 @@ class SimPeer:
             return 1
 
         return await self._send("send_images", act)
+
+    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
+        return await self._send("received_pages", lambda: self._there.arrivals.received_pages(migration_id))
 
     async def restore(self, migration_id: str) -> RestoredCopy:
         return await self._send("restore", lambda: self._there.arrivals.restore(migration_id))

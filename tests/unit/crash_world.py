@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
+import xxhash
+
 from phaul import __version__
 from phaul.errors import DumpError, PhaulError
 from phaul.lab.fake_machine import AgentKilledError, FakeMachine, FakeTree, TreeState
@@ -33,6 +35,7 @@ from phaul.migration.interfaces import (
 )
 from phaul.migration.journal import Mark, ended, last_of
 from phaul.migration.settlement import settle_destination, settle_source
+from phaul.transfer.page_receiver import Received, ReceivedImage
 from tests.unit.crash_drivers import (
     ADDRESS,
     MIGRATION,
@@ -56,6 +59,11 @@ from tests.unit.crash_drivers import (
 )
 
 T = TypeVar("T")
+
+
+async def no_digest(_: Path) -> bytes:
+    """The memory of a tree in this world is always b""."""
+    return xxhash.xxh3_128_digest(b"")
 
 
 class SimHost:
@@ -108,7 +116,7 @@ class SimHost:
             )  # fmt: skip
 
         self.host = Host(FakeWorkload(machine), engine, network, SimRooms(self), SimClock(world), describe)
-        self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer())
+        self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digest)
         for migration_id, journal in self.journals.by_id.items():
             if journal.records and not ended(journal.records):
                 self.run(lambda key=migration_id, unfinished=journal: self._settle(key, unfinished))  # type: ignore[misc]
@@ -210,7 +218,7 @@ class World:
         if channel is None or room is None or not channel.process.alive or channel.reception.received.done():
             raise DumpError("the page channel broke")
         room.pages = True
-        channel.reception.received.set_result(1)
+        channel.reception.received.set_result(Received(0, (ReceivedImage("pagemap-77.img", "pages-1.img", ()),)))
 
     def step(self, host: SimHost, name: str) -> Fault | None:
         """Something is about to happen on a host. Kills, cancels, checks; gives the fault, for the caller to obey."""

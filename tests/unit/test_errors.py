@@ -11,11 +11,13 @@ from hypothesis import strategies as st
 
 from phaul.agent.messages import error_from_message, error_to_message
 from phaul.errors import (
+    DeadlineError,
     DefectError,
     LabError,
     NoSuchMigrationError,
     PhaulError,
     PreflightError,
+    RolledBackError,
     UsageError,
     Where,
     error_classes,
@@ -55,7 +57,7 @@ def test_an_exit_status_means_one_thing() -> None:
     for cls in documented():
         by_status.setdefault(cls.exit_status, []).append(cls)
     shared = {status: found for status, found in by_status.items() if len(found) > 1}
-    assert shared == {2: [NoSuchMigrationError, UsageError]}
+    assert shared == {2: [NoSuchMigrationError, UsageError], 20: [DeadlineError, RolledBackError]}
     assert issubclass(NoSuchMigrationError, UsageError)
     assert LabError.exit_status == 1
 

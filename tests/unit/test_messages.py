@@ -68,6 +68,8 @@ def values(annotation: Any, descriptor: Any) -> st.SearchStrategy[Any]:
         return st.lists(values(typing.get_args(annotation)[0], descriptor), max_size=3).map(tuple)
     if annotation is PhaulError:
         return ERRORS
+    if annotation is float:
+        return st.floats(0, 1e6)
     if annotation is bool:
         return st.booleans()
     if annotation is int:

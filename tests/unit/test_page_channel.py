@@ -48,7 +48,7 @@ async def send(channel: TcpPageChannel, data: bytes) -> None:
 
 async def received(expected: ExpectedPages) -> int:
     async with asyncio.timeout(10):
-        return await expected.received
+        return (await expected.received).page_bytes
 
 
 async def test_who_shows_the_token_gets_in(listener: PageListener, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ class Channel:
 
     def _receive(self) -> None:
         try:
-            self.outcome = self.receiver.receive()
+            self.outcome = self.receiver.receive().page_bytes
         except BaseException as error:  # noqa: BLE001 - it is what the test looks at
             self.outcome = error
 

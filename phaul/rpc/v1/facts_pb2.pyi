@@ -391,9 +391,15 @@ class MigrationRequest(_message.Message):
     DESTINATION_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     DROP_UNACCEPTED_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    FREEZE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
     drop_unaccepted: _builtins.bool
+    timeout_seconds: _builtins.float
+    """for everything up to COMMIT; 0: no limit"""
+    freeze_timeout_seconds: _builtins.float
+    """for the tasks to stand still on the source; 0: no limit"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRequest]: ...
     def __init__(
@@ -403,10 +409,12 @@ class MigrationRequest(_message.Message):
         destination: _builtins.str = ...,
         addresses: _abc.Iterable[Global___AddressRequest] | None = ...,
         drop_unaccepted: _builtins.bool = ...,
+        timeout_seconds: _builtins.float = ...,
+        freeze_timeout_seconds: _builtins.float = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "root_pid", b"root_pid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -50,6 +50,11 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageChunk.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.SendImagesReply.FromString,
                 _registered_method=True)
+        self.ReceivedPages = channel.unary_stream(
+                '/phaul.v1.Peer/ReceivedPages',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
+                _registered_method=True)
         self.Restore = channel.unary_unary(
                 '/phaul.v1.Peer/Restore',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreRequest.SerializeToString,
@@ -91,6 +96,13 @@ class PeerServicer:
 
     def SendImages(self, request_iterator, context):
         """TRANSFER: the images that are not memory. Returns once all are written and verified.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceivedPages(self, request, context):
+        """What arrived over the page channel, hashed; waits until all has. Runs beside Restore.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -141,6 +153,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.SendImages,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageChunk.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.SendImagesReply.SerializeToString,
+            ),
+            'ReceivedPages': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReceivedPages,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.SerializeToString,
             ),
             'Restore': grpc.unary_unary_rpc_method_handler(
                     servicer.Restore,
@@ -244,6 +261,33 @@ class Peer:
             '/phaul.v1.Peer/SendImages',
             phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageChunk.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_peer__pb2.SendImagesReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceivedPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/phaul.v1.Peer/ReceivedPages',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
             options,
             channel_credentials,
             insecure,

@@ -40,6 +40,8 @@ class PeerStub:
     """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
     SendImages: _grpc.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
+    ReceivedPages: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]
+    """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
     Restore: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]
@@ -58,6 +60,8 @@ class PeerAsyncStub(PeerStub):
     """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
     SendImages: _aio.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]  # type: ignore[assignment]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
+    ReceivedPages: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]  # type: ignore[assignment]
+    """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
     Restore: _aio.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]  # type: ignore[assignment]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _aio.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]  # type: ignore[assignment]
@@ -91,6 +95,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.SendImagesReply, _abc.Awaitable[_peer_pb2.SendImagesReply]]:
         """TRANSFER: the images that are not memory. Returns once all are written and verified."""
+
+    @_abc_1.abstractmethod
+    def ReceivedPages(
+        self,
+        request: _peer_pb2.ReceivedPagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.PageImage], _abc.AsyncIterator[_peer_pb2.PageImage]]:
+        """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
 
     @_abc_1.abstractmethod
     def Restore(

@@ -13,14 +13,16 @@ import time
 from phaul.errors import PhaulError
 from phaul.lab.cluster import Lab
 
+from . import table
 from .matrix import BY_NAME, CELLS, Cell
 from .runner import Result, Runner
-from . import table
 
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(prog="python -m tests.lab.faults", description="faults in every phase, on real CRIU")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.lab.faults", description="faults in every phase, on real CRIU"
+    )
     parser.add_argument("--cells", nargs="+", metavar="PHASE:FAULT", help="only these; either part may be *")
     parser.add_argument("--write", action="store_true", help=f"keep the table in {table.PAGE}")
     arguments = parser.parse_args()

@@ -34,16 +34,16 @@ class Injection:
         self._undo: list[Callable[[], None]] = []
 
     def do(self, fault: Fault) -> None:
-        """Let it happen, now. What is killed is dead on return, and not reaped."""
+        """Let it happen, now."""
         match fault:
             case Fault.SOURCE_AGENT:
-                _kill(self._source, self._source.agent_pid)
+                self._source.kill_agent()
             case Fault.DESTINATION_AGENT:
-                _kill(self._destination, self._destination.agent_pid)
+                self._destination.kill_agent()
             case Fault.SOURCE_CRIU:
-                _kill(self._source, criu_of(self._source))
+                self._source.kill(criu_of(self._source))
             case Fault.DESTINATION_CRIU:
-                _kill(self._destination, criu_of(self._destination))
+                self._destination.kill(criu_of(self._destination))
             case Fault.CUT | Fault.CUT_FOR_GOOD:
                 self._link.cut()
             case Fault.SLOW:
@@ -131,11 +131,6 @@ def machine_pid(host: Host, pid: int | None) -> int:
 def _status(entry: Path) -> dict[str, str]:
     lines = (entry / "status").read_text(errors="replace").splitlines()
     return dict(line.split(":", 1) for line in lines if ":" in line)
-
-
-def _kill(host: Host, pid: int | None) -> None:
-    assert pid is not None, f"there is nothing to kill on {host.name}"
-    host.kill(pid)
 
 
 def _remove_group(group: Path) -> None:
