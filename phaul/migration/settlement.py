@@ -211,6 +211,9 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
         undo.add("announcements", lambda: host.network.announce(addresses))
         undo.add("rules that CRIU made", lambda: _remove_locks(plan.data, host))
         undo.add("the fence on this host", lambda: host.network.unfence(migration_id))
+        # Nothing is left to do where CRIU let the tree run, or the keeper did: only where both were killed as well.
+        tree = TreeIdentity.from_data(plan.data["tree"])
+        undo.add("the workload's running on", lambda: host.workload.run_again(tree))
     if last_of(journal.records, Mark.SWITCHING):
         undo.add("the addresses", lambda: host.network.add(addresses))
     leftovers: Sequence[str] = await undo.unwind()
