@@ -102,12 +102,17 @@ class GrpcPeer:
         async def collect() -> None:
             async for part in self._stub.ReceivedPages(request, timeout=RESTORE_SECONDS):
                 runs.extend(zip(part.addresses, part.pages, strict=True))
-                if part.digest:
-                    images.append(PageImage(part.name, tuple(runs), part.digest))
+                if part.last:
+                    images.append(PageImage(part.name, tuple(runs), tuple(part.digests)))
                     runs.clear()
 
         await self._call(collect())
         return tuple(images)
+
+    async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
+        """A piece of what arrived."""
+        request = peer_pb2.ReceivedChunkRequest(migration_id=migration_id, name=name, number=number)
+        return (await self._call(self._stub.ReceivedChunk(request, timeout=ANSWER_SECONDS))).content
 
     async def restore(self, migration_id: str) -> RestoredCopy:
         """Have the copy restored and held."""

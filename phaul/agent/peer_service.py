@@ -29,6 +29,7 @@ from phaul.migration.resolution import in_doubt
 from phaul.migration.settlement import died_after_commit
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerServicer
+from phaul.system.task_memory import CHUNK_BYTES
 from phaul.transfer.image_stream import Chunk, ImageWriter
 
 log = structlog.get_logger(__name__)
@@ -138,8 +139,23 @@ class PeerService(PeerServicer):
                     name=image.name,
                     addresses=(address for address, _ in runs),
                     pages=(pages for _, pages in runs),
-                    digest=image.digest if last else b"",
+                    digests=image.digests if last else (),
+                    last=last,
                 )
+
+    @reports_errors
+    async def ReceivedChunk(
+        self, request: peer_pb2.ReceivedChunkRequest, context: Context
+    ) -> peer_pb2.ReceivedChunkReply:
+        """Read a piece of the pages back."""
+        path = await self._arrivals.received_file(request.migration_id, request.name)
+
+        def read() -> bytes:
+            with path.open("rb") as pages:
+                pages.seek(request.number * CHUNK_BYTES)
+                return pages.read(CHUNK_BYTES)
+
+        return peer_pb2.ReceivedChunkReply(content=await asyncio.to_thread(read))
 
     @reports_errors
     async def Restore(self, request: peer_pb2.RestoreRequest, context: Context) -> peer_pb2.RestoreReply:

@@ -110,7 +110,7 @@ class Resolver:
             )
             if situation.role is Role.DESTINATION:
                 return await self._at_destination(migration_id, choice, situation.other)
-            return await self._at_source(migration_id, choice, situation.other)
+            return await self._at_source(migration_id, choice, situation)
 
     async def _look(self, record: agent_pb2.MigrationSummary) -> tuple[Situation, str]:
         """The other host first: what this host knows must not be older than its answer."""
@@ -160,10 +160,12 @@ class Resolver:
         self._history.end(migration_id, outcome)
         return Resolved(outcome, warnings)
 
-    async def _at_source(self, migration_id: str, choice: Choice, word: Word) -> Resolved:
-        outgoing = self._migrations.under_way(migration_id)
-        if outgoing is not None and outgoing.coordinator is not None and not outgoing.coordinator.committed:
-            self._migrations.cancel(migration_id)
+    async def _at_source(self, migration_id: str, choice: Choice, situation: Situation) -> Resolved:
+        outgoing, word = self._migrations.under_way(migration_id), situation.other
+        if outgoing is not None and last_of(situation.records, Mark.COMMIT) is None:
+            accepted, reason = self._migrations.cancel(migration_id)
+            if not accepted:  # it was killed a moment ago: what was safe to decide is not any more
+                raise InDoubtError(f"this cannot be done: {reason}")
             await self._wait_coordinator(outgoing)
             return self._now(migration_id)
         if outgoing is not None:

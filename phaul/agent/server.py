@@ -44,7 +44,7 @@ from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
 from phaul.system.children import adopt_orphans
 from phaul.system.memory import page_size_bytes
-from phaul.system.task_memory import digest_of_file
+from phaul.system.task_memory import chunks_of_file, digests
 
 log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ class AgentServer:
         connect = connect or make_connect(config)
         self._migrations = OutgoingMigrations(self._host, self._history, connect, self._journals)
         self._arrivals = Arrivals(
-            self._host, self._journals, HistoryObserver(self._history), self._listener.expect, connect, _digest
+            self._host, self._journals, HistoryObserver(self._history), self._listener.expect, connect, _digests
         )
         self._peer_service = PeerService(
             self._host, self._arrivals, self._journals, self._listener, self._migrations.killed
@@ -174,8 +174,8 @@ def parse_destination_or_any_port(text: str) -> Destination:
     return parse_destination(text)
 
 
-async def _digest(path: Path) -> bytes:
-    return await asyncio.to_thread(digest_of_file, path)
+async def _digests(path: Path) -> tuple[bytes, ...]:
+    return await asyncio.to_thread(lambda: digests(chunks_of_file(path)))
 
 
 async def serve(config: AgentConfig) -> None:

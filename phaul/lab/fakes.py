@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
-
-import xxhash
 
 from phaul import __version__
 from phaul.errors import PreflightError
@@ -25,6 +23,7 @@ from phaul.migration.interfaces import (
     TreeIdentity,
 )
 from phaul.migration.recovery import Tree
+from phaul.system.task_memory import CHUNK_BYTES, digests
 
 
 class FakeClock:
@@ -157,12 +156,14 @@ class FakeWorkload:
         """Give one."""
         return FakeKeeper(self._machine, facts.root_pid)
 
-    async def differing(self, tree: TreeHandle, images: Sequence[PageImage]) -> tuple[str, ...]:
+    async def differing(
+        self, tree: TreeHandle, images: Sequence[PageImage], fetch: Callable[[str, int], Awaitable[bytes]]
+    ) -> tuple[str, ...]:
         """Compare with what the tree really holds."""
         self._machine.act("workload.differing")
-        content = self._machine.trees[tree.pids[0]].memory
-        digest = xxhash.xxh3_128_digest(content)
-        return tuple(image.name for image in images if image.digest != digest)
+        content = memoryview(self._machine.trees[tree.pids[0]].memory)
+        here = digests(content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES))
+        return tuple(image.name for image in images if image.digests != here)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the copy."""

@@ -128,9 +128,9 @@ class Arrivals:
         observer: ArrivalObserver,
         receive: Callable[[Path, int], Reception],
         connect: Callable[[str], PeerAgent],
-        digest: Callable[[Path], Awaitable[bytes]],
+        digests: Callable[[Path], Awaitable[tuple[bytes, ...]]],
     ) -> None:
-        self._digest = digest
+        self._digests = digests
         self._host = host
         self._journals = journals
         self._observer = observer
@@ -168,10 +168,10 @@ class Arrivals:
 
         async def act() -> tuple[PageImage, ...]:
             received = await asyncio.shield(incoming.pages.received)
-            digests = [await self._digest(incoming.arrival.images / image.pages_name) for image in received.images]
+            digests = [await self._digests(incoming.arrival.images / image.pages_name) for image in received.images]
             return tuple(
-                PageImage(image.pagemap_name, image.runs, digest)
-                for image, digest in zip(received.images, digests, strict=True)
+                PageImage(image.pagemap_name, image.runs, of_chunks)
+                for image, of_chunks in zip(received.images, digests, strict=True)
             )
 
         return await self._once(incoming, "received_pages", act)
@@ -191,6 +191,15 @@ class Arrivals:
         self._end_lease(incoming)
         self._observer.settled(migration_id, Outcome.COMPLETED, None)
         return warnings
+
+    async def received_file(self, migration_id: str, name: str) -> Path:
+        """Where the pages of an image lie, for reading them back; waits until they have all come."""
+        incoming = self._find(migration_id)
+        received = await asyncio.shield(incoming.pages.received)
+        for image in received.images:
+            if image.pagemap_name == name:
+                return incoming.arrival.images / image.pages_name
+        raise NoSuchMigrationError(f"migration {migration_id} has no image {name}")
 
     async def abort(self, migration_id: str) -> tuple[str, ...]:
         """Undo everything. A migration that is not known here has nothing to undo."""

@@ -252,12 +252,16 @@ class Coordinator:
     async def _verify(self, tree: TreeHandle) -> None:
         """Compare what arrived with the memory as it lies in the frozen tree; runs beside the restore."""
         with self._timeline.step("verify memory"):
-            differing = await self._host.workload.differing(tree, await self._peer.received_pages(self._id))
+            images = await self._peer.received_pages(self._id)
+            differing = await self._host.workload.differing(tree, images, self._received_chunk)
         if differing:
             raise TransferError(
                 f"the memory was damaged on its way: {', '.join(differing)} on the destination differs from the source",
                 hint="Nothing of it was used. If it happens again, test the memory and network of both hosts.",
             )
+
+    async def _received_chunk(self, name: str, number: int) -> bytes:
+        return await self._peer.received_chunk(self._id, name, number)
 
     async def _give_up(self, addresses: tuple[AddressFacts, ...]) -> None:
         """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""

@@ -74,10 +74,13 @@ class Workload(Protocol):
         """Start the keeper of a tree that is about to be frozen; see `Keeper`. Raises `PhaulError`."""
         ...
 
-    async def differing(self, tree: TreeHandle, images: Sequence[PageImage]) -> tuple[str, ...]:
+    async def differing(
+        self, tree: TreeHandle, images: Sequence[PageImage], fetch: Callable[[str, int], Awaitable[bytes]]
+    ) -> tuple[str, ...]:
         """Compare the memory of a frozen tree with what was received of it; give the names of images that differ.
 
-        Raises `TransferError` where the memory cannot be read.
+        `fetch` gives the content of a chunk (a MiB, counted from 0) of an image on the destination: what the kernel
+        itself writes into a stopped thread may differ. Raises `TransferError` where the memory cannot be read.
         """
         ...
 
@@ -134,12 +137,12 @@ class PageImage:
     """The pages of one task, or of one piece of shared memory, as the destination received them.
 
     `name` is the pagemap's file name: pagemap-PID.img or pagemap-shmem-INODE.img. `runs` are (address, count of pages)
-    in the order of arrival; `digest` is XXH3-128 over their content in that order.
+    in the order of arrival; `digests` are XXH3-128 over their content in that order, one for each MiB of it.
     """
 
     name: str
     runs: tuple[tuple[int, int], ...]
-    digest: bytes
+    digests: tuple[bytes, ...]
 
 
 class TreeHandle(Protocol):
@@ -395,6 +398,10 @@ class PeerAgent(Protocol):
 
     async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
         """What arrived over the page channel, hashed over there; waits until all has."""
+        ...
+
+    async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
+        """One MiB of an image as it arrived, counted from 0."""
         ...
 
     async def restore(self, migration_id: str) -> RestoredCopy:

@@ -1,74 +1,76 @@
-"""The memory of a stopped tree, hashed as it lies there: what the destination holds is compared with it before COMMIT.
+"""The memory of a stopped tree, read as it lies there, and hashed: the destination's is compared with it before COMMIT.
 
-Called by `workloads.process`. Reads ``/proc/PID/mem`` and ``/proc/PID/map_files`` (proc(5)); changes nothing. The tree
-must not run meanwhile.
+Called by `workloads.memory` and, for the files on the destination, by `agent.server`. Reads ``/proc/PID/mem`` and
+``/proc/PID/map_files`` (proc(5)); changes nothing. The tree must not run meanwhile.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import xxhash
 
 from phaul.units import MIB
 
-BUFFER_BYTES = 1 * MIB
+CHUNK_BYTES = 1 * MIB  # a digest each; what differs is looked at chunk by chunk
 
 Runs = Sequence[tuple[int, int]]  # (address or offset, count of pages)
 
 
-def digest_of_task(pid: int, runs: Runs, page_size_bytes: int) -> bytes:
-    """Hash runs of pages of a task in the order given. Raises OSError where one cannot be read."""
-    return _digest(Path(f"/proc/{pid}/mem"), runs, page_size_bytes)
+def memory_of_task(pid: int) -> Path:
+    """Where the memory of a task can be read by address."""
+    return Path(f"/proc/{pid}/mem")
 
 
-def digest_of_shared(pids: Iterable[int], inode: int, runs: Runs, page_size_bytes: int) -> bytes:
-    """Hash runs of shared memory, by the inode that CRIU names it after. `FileNotFoundError` where no task holds it."""
+def shared_memory(pids: Iterable[int], inode: int) -> Path:
+    """Where shared memory can be read by offset, by the inode that CRIU names it after; `FileNotFoundError` else."""
     for pid in pids:
-        for path in _holders(pid, inode):
-            return _digest(path, runs, page_size_bytes)
+        for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
+            fields = line.split(maxsplit=5)  # range, permissions, offset, device, inode, path
+            if int(fields[4]) == inode:
+                return Path(f"/proc/{pid}/map_files/{fields[0]}")
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            try:
+                if entry.stat().st_ino == inode:
+                    return entry
+            except OSError:
+                continue  # closed, or of a kind without an inode
     raise FileNotFoundError(f"no task of the tree holds the shared memory {inode}")
 
 
-def digest_of_file(path: Path) -> bytes:
-    """Hash a whole file, as the destination does with the pages it received."""
-    digest = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(BUFFER_BYTES))
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            digest.update(buffer[:size])
-    return digest.digest()
-
-
-def _digest(path: Path, runs: Runs, page_size_bytes: int) -> bytes:
-    digest = xxhash.xxh3_128()
-    buffer = memoryview(bytearray(BUFFER_BYTES))
+def chunks_of_runs(path: Path, runs: Runs, page_size_bytes: int) -> Iterator[memoryview]:
+    """Read runs of pages one after the other, cut into chunks. Each is valid until the next. OSError if unreadable."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    filled = 0
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         for address, pages in runs:
             end = address + pages * page_size_bytes
             while address < end:
-                size = os.preadv(fd, [buffer[: min(BUFFER_BYTES, end - address)]], address)
+                size = os.preadv(fd, [buffer[filled : filled + end - address]], address)
                 if size == 0:
                     raise OSError(0, f"{path} ends before {address:#x}")
-                digest.update(buffer[:size])
                 address += size
+                filled += size
+                if filled == CHUNK_BYTES:
+                    yield buffer
+                    filled = 0
+        if filled:
+            yield buffer[:filled]
     finally:
         os.close(fd)
-    return digest.digest()
 
 
-def _holders(pid: int, inode: int) -> Iterable[Path]:
-    for line in Path(f"/proc/{pid}/maps").read_text(errors="surrogateescape").splitlines():
-        fields = line.split(maxsplit=5)  # range, permissions, offset, device, inode, path
-        if int(fields[4]) == inode:
-            yield Path(f"/proc/{pid}/map_files/{fields[0]}")
-    folder = Path(f"/proc/{pid}/fd")
-    for entry in folder.iterdir():
-        try:
-            if entry.stat().st_ino == inode:
-                yield entry
-        except OSError:
-            continue  # closed, or of a kind without an inode
+def chunks_of_file(path: Path) -> Iterator[memoryview]:
+    """Read a file from its beginning, cut into chunks. Each is valid until the next."""
+    buffer = memoryview(bytearray(CHUNK_BYTES))
+    with path.open("rb", buffering=0) as file:
+        while size := file.readinto(buffer):
+            yield buffer[:size]
+
+
+def digests(chunks: Iterable[memoryview]) -> tuple[bytes, ...]:
+    """Give the XXH3-128 of each chunk."""
+    return tuple(xxhash.xxh3_128_digest(chunk) for chunk in chunks)

@@ -2,34 +2,82 @@
 
 Called by `workloads.process`. CRIU has no checksum of its own, and a hash of the memory as it lies in the frozen tree
 covers all of the way: CRIU's dump, the wire, the destination's files.
+
+One thing may rightly differ: the restartable sequence area of a thread (struct rseq, linux/rseq.h; glibc registers one
+for every thread since 2.35). The kernel writes the CPU that a thread runs on into it whenever that changes, and CRIU
+lets threads run for a moment after it has dumped their memory, to take its parasite out. The kernel writes it again as
+soon as the copy runs, so that it does not matter what is restored there.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+import struct
+from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 
 from phaul.errors import TransferError
 from phaul.migration.interfaces import PageImage
 from phaul.system.memory import page_size_bytes
-from phaul.system.task_memory import digest_of_shared, digest_of_task
+from phaul.system.task_memory import CHUNK_BYTES, Runs, chunks_of_runs, digests, memory_of_task, shared_memory
 
 NAME = re.compile(r"pagemap-(?P<shared>shmem-)?(?P<number>[0-9]+)\.img")
 
+RSEQ = struct.Struct("=IIQIIII")  # cpu_id_start, cpu_id, rseq_cs, flags, node_id, mm_cid, padding; aligned to its size
+MOST_CPUS = 1 << 16
+UNCHANGED_FIELDS = (2, 3)  # rseq_cs and flags belong to the program, not to the kernel
 
-def differing(pids: Sequence[int], images: Sequence[PageImage]) -> tuple[str, ...]:
-    """Give the names of the images whose digest is not that of the memory here. Blocks; see `Workload.differing`."""
-    return tuple(image.name for image in images if _digest(pids, image) != image.digest)
+Fetch = Callable[[str, int], Awaitable[bytes]]  # (image, number of the chunk) to its content on the destination
 
 
-def _digest(pids: Sequence[int], image: PageImage) -> bytes:
+def source_of(pids: Sequence[int], image: PageImage) -> Path:
+    """Where the memory behind an image can be read here. Raises `TransferError` for a name that CRIU does not have."""
     match = NAME.fullmatch(image.name)
     if match is None:
         raise TransferError(f"the destination has received an image of the unknown name {image.name!r}")
     number = int(match["number"])
+    return shared_memory(pids, number) if match["shared"] else memory_of_task(number)
+
+
+def differing_chunks(pids: Sequence[int], image: PageImage) -> tuple[int, ...]:
+    """Give the numbers of the chunks whose digest is not that of the memory here. Blocks."""
     try:
-        if match["shared"]:
-            return digest_of_shared(pids, number, image.runs, page_size_bytes())
-        return digest_of_task(number, image.runs, page_size_bytes())
+        here = digests(chunks_of_runs(source_of(pids, image), image.runs, page_size_bytes()))
     except OSError as error:
         raise TransferError(f"the memory behind {image.name} could not be read to compare it: {error}") from error
+    pairs = itertools.zip_longest(here, image.digests)
+    return tuple(number for number, (ours, theirs) in enumerate(pairs) if ours != theirs)
+
+
+def chunk_here(pids: Sequence[int], image: PageImage, number: int) -> bytes:
+    """Give the content of one chunk as it lies here. Blocks."""
+    runs: Runs = image.runs
+    chunks = chunks_of_runs(source_of(pids, image), runs, page_size_bytes())
+    found = next(itertools.islice(chunks, number, None), None)
+    return b"" if found is None else bytes(found)
+
+
+def written_by_kernel(ours: bytes, theirs: bytes) -> bool:
+    """Whether two chunks differ only where the kernel notes which CPU a thread runs on."""
+    if len(ours) != len(theirs):
+        return False
+    size = RSEQ.size
+    for start in range(0, len(ours), page_size_bytes()):
+        end = start + page_size_bytes()
+        if ours[start:end] == theirs[start:end]:
+            continue
+        for at in range(start, min(end, len(ours)), size):
+            if ours[at : at + size] != theirs[at : at + size] and not _rseq(ours, theirs, at):
+                return False
+    return True
+
+
+def _rseq(ours: bytes, theirs: bytes, at: int) -> bool:
+    one, other = RSEQ.unpack_from(ours, at), RSEQ.unpack_from(theirs, at)
+    if any(one[field] != other[field] for field in UNCHANGED_FIELDS) or one[6] != other[6]:
+        return False
+    return all(start == cpu and cpu < MOST_CPUS and cid < MOST_CPUS for start, cpu, _, _, _, cid, _ in (one, other))
+
+
+assert CHUNK_BYTES % RSEQ.size == 0

@@ -17,9 +17,8 @@ from phaul.migration.interfaces import PageImage, TreeHandle, TreeIdentity
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
-from phaul.workloads import holdings, identity, keeping, snapshot
+from phaul.workloads import holdings, identity, keeping, memory, snapshot
 from phaul.workloads.keeping import ProcessKeeper
-from phaul.workloads.memory import differing
 from phaul.workloads.obstacles import obstacles_of
 
 
@@ -40,9 +39,17 @@ class ProcessWorkload:
         """Start the keeper of a tree that is about to be frozen."""
         return await ProcessKeeper.start(facts)
 
-    async def differing(self, tree: TreeHandle, images: Sequence[PageImage]) -> tuple[str, ...]:
+    async def differing(self, tree: TreeHandle, images: Sequence[PageImage], fetch: memory.Fetch) -> tuple[str, ...]:
         """Hash the memory and compare; see `Workload.differing`."""
-        return await asyncio.to_thread(differing, tree.pids, images)
+        found = []
+        for image in images:
+            for number in await asyncio.to_thread(memory.differing_chunks, tree.pids, image):
+                theirs = await fetch(image.name, number)
+                ours = await asyncio.to_thread(memory.chunk_here, tree.pids, image, number)
+                if not memory.written_by_kernel(ours, theirs):
+                    found.append(image.name)
+                    break
+        return tuple(found)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the processes of a tree for good."""

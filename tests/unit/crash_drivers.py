@@ -279,6 +279,9 @@ class SimPeer:
     async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
         return await self._send("received_pages", lambda: self._there.arrivals.received_pages(migration_id))
 
+    async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
+        return b""
+
     async def restore(self, migration_id: str) -> RestoredCopy:
         return await self._send("restore", lambda: self._there.arrivals.restore(migration_id))
 

@@ -15,8 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
-import xxhash
-
 from phaul import __version__
 from phaul.errors import DumpError, PhaulError
 from phaul.lab.fake_machine import AgentKilledError, FakeMachine, FakeTree, TreeState
@@ -61,9 +59,9 @@ from tests.unit.crash_drivers import (
 T = TypeVar("T")
 
 
-async def no_digest(_: Path) -> bytes:
+async def no_digests(_: Path) -> tuple[bytes, ...]:
     """The memory of a tree in this world is always b""."""
-    return xxhash.xxh3_128_digest(b"")
+    return ()
 
 
 class SimHost:
@@ -116,7 +114,7 @@ class SimHost:
             )  # fmt: skip
 
         self.host = Host(FakeWorkload(machine), engine, network, SimRooms(self), SimClock(world), describe)
-        self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digest)
+        self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digests)
         for migration_id, journal in self.journals.by_id.items():
             if journal.records and not ended(journal.records):
                 self.run(lambda key=migration_id, unfinished=journal: self._settle(key, unfinished))  # type: ignore[misc]

@@ -246,20 +246,64 @@ class ReceivedPagesRequest(_message.Message):
 Global___ReceivedPagesRequest: _TypeAlias = ReceivedPagesRequest  # noqa: Y015
 
 @_typing.final
+class ReceivedChunkRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    NUMBER_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    name: _builtins.str
+    """of the pagemap"""
+    number: _builtins.int
+    """of the chunk, from 0"""
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        number: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id", "name", b"name", "number", b"number"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceivedChunkRequest: _TypeAlias = ReceivedChunkRequest  # noqa: Y015
+
+@_typing.final
+class ReceivedChunkReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceivedChunkReply: _TypeAlias = ReceivedChunkReply  # noqa: Y015
+
+@_typing.final
 class PageImage(_message.Message):
-    """One pagemap and the digest of its pages. A long one comes in several messages with the same name, the last with the
-    digest.
-    """
+    """One pagemap and the digests of its pages. A long one comes in several messages, the last of which says so."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
-    DIGEST_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
-    digest: _builtins.bytes
-    """XXH3-128 over all runs of the image, in order"""
+    last: _builtins.bool
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """of the runs"""
@@ -268,17 +312,22 @@ class PageImage(_message.Message):
     def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """of the runs, as many"""
 
+    @_builtins.property
+    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """XXH3-128 of each MiB of the runs' content, in order; with the last message"""
+
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.int] | None = ...,
         pages: _abc.Iterable[_builtins.int] | None = ...,
-        digest: _builtins.bytes = ...,
+        digests: _abc.Iterable[_builtins.bytes] | None = ...,
+        last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "digest", b"digest", "name", b"name", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "digests", b"digests", "last", b"last", "name", b"name", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -55,6 +55,11 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
                 _registered_method=True)
+        self.ReceivedChunk = channel.unary_unary(
+                '/phaul.v1.Peer/ReceivedChunk',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkReply.FromString,
+                _registered_method=True)
         self.Restore = channel.unary_unary(
                 '/phaul.v1.Peer/Restore',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreRequest.SerializeToString,
@@ -103,6 +108,13 @@ class PeerServicer:
 
     def ReceivedPages(self, request, context):
         """What arrived over the page channel, hashed; waits until all has. Runs beside Restore.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReceivedChunk(self, request, context):
+        """One MiB of an image as it arrived, to see in what it differs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -158,6 +170,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.ReceivedPages,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.SerializeToString,
+            ),
+            'ReceivedChunk': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceivedChunk,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkReply.SerializeToString,
             ),
             'Restore': grpc.unary_unary_rpc_method_handler(
                     servicer.Restore,
@@ -288,6 +305,33 @@ class Peer:
             '/phaul.v1.Peer/ReceivedPages',
             phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReceivedChunk(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Peer/ReceivedChunk',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkReply.FromString,
             options,
             channel_credentials,
             insecure,
