@@ -66,7 +66,8 @@ class Outgoing:
     def __init__(self, migration_id: str, history: History) -> None:
         self.migration_id = migration_id
         self.task: asyncio.Task[None] | None = None
-        self.coordinator: Coordinator | None = None
+        self.coordinator: Coordinator | None = None  # while it runs
+        self._killed = False
         self.peer: PatientPeer | None = None
         self._history = history
         self._events: list[agent_pb2.MigrationEvent] = []
@@ -109,6 +110,16 @@ class Outgoing:
                 await waker.wait()
         finally:
             self._wakers.discard(waker)
+
+    @property
+    def killed(self) -> bool:
+        """Whether the source tree was killed for this migration."""
+        return self._killed or (self.coordinator is not None and self.coordinator.killed)
+
+    def release(self) -> None:
+        """Keep of the coordinator only what may still be asked for: it holds connections, and the host's drivers."""
+        self._killed = self.killed
+        self.coordinator = self.task = None
 
     def finish(self) -> None:
         """No more events come."""
@@ -181,7 +192,7 @@ class OutgoingMigrations:
     def killed(self, migration_id: str) -> bool:
         """Whether the tree of this migration was killed in this agent's life."""
         outgoing = self._migrations.get(migration_id)
-        return outgoing is not None and outgoing.coordinator is not None and outgoing.coordinator.killed
+        return outgoing is not None and outgoing.killed
 
     def cancel(self, migration_id: str) -> tuple[bool, str]:
         """Ask for a rollback; say whether it was in time, and if not, why."""
@@ -224,6 +235,7 @@ class OutgoingMigrations:
         try:
             report = await coordinator.run()
         except PhaulError as error:
+            forget_frames(error)
             outcome = outcome_of(error)
             self._history.end(migration_id, outcome, error=error)
             outgoing.emit(Finished(outcome, error=error))
@@ -238,7 +250,20 @@ class OutgoingMigrations:
             outgoing.emit(Finished(Outcome.COMPLETED, report=report))
         finally:
             self._under_way.pop(request.root_pid, None)
+            outgoing.release()
             self._journals.forget(migration_id)
             self._forget_oldest()
             outgoing.finish()
             await peer.close()
+
+
+def forget_frames(error: BaseException) -> None:
+    """Let go of where an error and its causes came from.
+
+    Their frames hold the calls that failed, and a gRPC call holds its connection open for as long as it exists.
+    """
+    seen: list[BaseException | None] = [error]
+    for each in seen:
+        if each is not None:
+            each.__traceback__ = None
+            seen += [other for other in (each.__cause__, each.__context__) if other not in seen]

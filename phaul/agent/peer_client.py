@@ -61,6 +61,7 @@ class GrpcPeer:
     async def close(self) -> None:
         """Give the connection back."""
         await self._channel.close(None)
+        del self._channel, self._stub  # the connection goes with the last reference, not with close
 
     async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
         """What the destination is, and has of what the workload needs."""
@@ -100,11 +101,15 @@ class GrpcPeer:
         runs: list[tuple[int, int]] = []
 
         async def collect() -> None:
-            async for part in self._stub.ReceivedPages(request, timeout=RESTORE_SECONDS):
-                runs.extend(zip(part.addresses, part.pages, strict=True))
-                if part.last:
-                    images.append(PageImage(part.name, tuple(runs), tuple(part.digests)))
-                    runs.clear()
+            call = self._stub.ReceivedPages(request, timeout=RESTORE_SECONDS)
+            try:
+                async for part in call:
+                    runs.extend(zip(part.addresses, part.pages, strict=True))
+                    if part.last:
+                        images.append(PageImage(part.name, tuple(runs), tuple(part.digests)))
+                        runs.clear()
+            finally:
+                call.cancel()
 
         await self._call(collect())
         return tuple(images)

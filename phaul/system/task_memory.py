@@ -6,6 +6,7 @@ Called by `workloads.memory` and, for the files on the destination, by `agent.se
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -17,6 +18,14 @@ from phaul.units import MIB
 CHUNK_BYTES = 1 * MIB  # a digest each; what differs is looked at chunk by chunk
 
 Runs = Sequence[tuple[int, int]]  # (address or offset, count of pages)
+
+
+def own_pages(count: int) -> memoryview:
+    """Give a buffer that goes back to the kernel with its last user.
+
+    malloc keeps what is freed in an arena a thread, which is a megabyte or two for each thread that ever copied.
+    """
+    return memoryview(mmap.mmap(-1, count))
 
 
 def memory_of_task(pid: int) -> Path:
@@ -42,7 +51,7 @@ def shared_memory(pids: Iterable[int], inode: int) -> Path:
 
 def chunks_of_runs(path: Path, runs: Runs, page_size_bytes: int) -> Iterator[memoryview]:
     """Read runs of pages one after the other, cut into chunks. Each is valid until the next. OSError if unreadable."""
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    buffer = own_pages(CHUNK_BYTES)
     filled = 0
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
@@ -65,7 +74,7 @@ def chunks_of_runs(path: Path, runs: Runs, page_size_bytes: int) -> Iterator[mem
 
 def chunks_of_file(path: Path) -> Iterator[memoryview]:
     """Read a file from its beginning, cut into chunks. Each is valid until the next."""
-    buffer = memoryview(bytearray(CHUNK_BYTES))
+    buffer = own_pages(CHUNK_BYTES)
     with path.open("rb", buffering=0) as file:
         while size := file.readinto(buffer):
             yield buffer[:size]

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from phaul.errors import TransferError
+from phaul.system.task_memory import own_pages
 from phaul.transfer import page_protocol
 from phaul.transfer.page_protocol import Command, Header, PageFlag
 from phaul.units import MIB
@@ -87,7 +88,7 @@ class PageReceiver:
         self._page_size = page_size_bytes
         self._limit_bytes = limit_bytes
         self._encode_pagemap = encode_pagemap
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._buffer = own_pages(BUFFER_BYTES)
         self._have = self._buffer[:0]  # received and not yet used
         self._files: dict[int, _PagesFile] = {}
         self._layout = page_protocol.HEADER_BEFORE_4_2  # the shorter one, until the first header tells
