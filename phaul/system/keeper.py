@@ -12,6 +12,7 @@ is left of it is the restarted agent's to finish off.
 from __future__ import annotations
 
 import array
+import os
 import resource
 import select
 import signal
@@ -61,6 +62,8 @@ def wait_for_end(agent: socket.socket) -> list[Task] | None:
         while True:
             data, descriptors, _, _ = socket.recv_fds(agent, TASKS_A_MESSAGE * 8, TASKS_A_MESSAGE)
             if data == FAREWELL:
+                for task in tasks:
+                    os.close(task.pidfd)
                 return None
             if not data:
                 return tasks
