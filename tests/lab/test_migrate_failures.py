@@ -118,7 +118,7 @@ def test_cancelling_while_the_copy_is_made(stage: Stage) -> None:
 def test_cancelling_in_the_middle(stage: Stage) -> None:
     address = stage.add_address(stage.ip4)
     pid = stage.start("server", "--listen", address, str(PORT), "--memory", str(BIG_MIB))
-    with Numbering(stage.client, (address, PORT)) as client, slowed(stage.a):
+    with Numbering(stage.client, (address, PORT)) as client, slowed(stage):
         stage.wait_exchange(client)
         with Move(stage.a, pid, "b", stage.ip4) as move:
             move.wait_progress(1 << 20)
@@ -140,7 +140,7 @@ def test_cancelling_in_the_middle(stage: Stage) -> None:
 
 def test_ctrl_c_asks_and_cancels(stage: Stage) -> None:
     pid = stage.start("server", "--memory", str(WATCHED_MIB))
-    with slowed(stage.a), Terminal(stage.a, ["phaul", "migrate", str(pid), "--to", "b"]) as terminal:
+    with slowed(stage), Terminal(stage.a, ["phaul", "migrate", str(pid), "--to", "b"]) as terminal:
         terminal.wait_text("freeze")
         terminal.type("\x03")
         terminal.wait_text("ancel and roll back")
@@ -154,7 +154,7 @@ def test_ctrl_c_asks_and_cancels(stage: Stage) -> None:
 @pytest.mark.parametrize("way", ["Ctrl-C twice", "the terminal is closed", "SIGTERM"])
 def test_leaving_leaves_it_running_in_the_agent(stage: Stage, way: str) -> None:
     pid = stage.start("server", "--memory", str(WATCHED_MIB))
-    with slowed(stage.a), Terminal(stage.a, ["phaul", "migrate", str(pid), "--to", "b"]) as terminal:
+    with slowed(stage), Terminal(stage.a, ["phaul", "migrate", str(pid), "--to", "b"]) as terminal:
         terminal.wait_text("freeze")
         if way == "Ctrl-C twice":
             terminal.type("\x03")
@@ -173,7 +173,7 @@ def test_leaving_leaves_it_running_in_the_agent(stage: Stage, way: str) -> None:
 
 def test_a_destination_whose_agent_dies_is_given_up(stage: Stage) -> None:
     pid = stage.start("server", "--memory", str(MIB))
-    with slowed(stage.a), Move(stage.a, pid, "b") as move:
+    with slowed(stage), Move(stage.a, pid, "b") as move:
         move.wait_progress(1 << 20)
         killed_at = time.monotonic()
         stage.b.kill_agent()
@@ -217,14 +217,19 @@ def stop_criu(host: Host) -> list[int]:
 
 
 @contextmanager
-def slowed(host: Host) -> Iterator[None]:
-    """Let a host send no faster than this."""
-    rate = ["rate", f"{SLOW_MEBIT_PER_SECOND}mbit", "burst", "256kb", "latency", "50ms"]
-    host.exec(["tc", "qdisc", "add", "dev", DEVICE, "root", "tbf", *rate])
+def slowed(stage: Stage) -> Iterator[None]:
+    """Let a send to b no faster than this. What goes to the client is let through: a full queue would lose ticks."""
+    lines = [
+        f"qdisc add dev {DEVICE} root handle 1: htb",  # what no filter names is not delayed
+        f"class add dev {DEVICE} parent 1: classid 1:4 htb rate {SLOW_MEBIT_PER_SECOND}mbit burst 256kb",
+        f"filter add dev {DEVICE} parent 1: prio 1 protocol ip u32 match ip dst {stage.b.ip4}/32 flowid 1:4",
+        f"filter add dev {DEVICE} parent 1: prio 2 protocol ipv6 u32 match ip6 dst {stage.b.ip6}/128 flowid 1:4",
+    ]
+    stage.a.exec(["tc", "-batch", "-"], input="\n".join(lines) + "\n")
     try:
         yield
     finally:
-        host.exec(["tc", "qdisc", "del", "dev", DEVICE, "root"])
+        stage.a.exec(["tc", "qdisc", "del", "dev", DEVICE, "root"])
 
 
 class Terminal:
