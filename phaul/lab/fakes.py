@@ -179,7 +179,12 @@ class FakeWorkload:
         return (Tree.HELD if tree.state is TreeState.FROZEN else Tree.ALIVE), False
 
     async def finish_kill(self, identity: TreeIdentity) -> None:
-        """There is only a root task."""
+        """End the copy that is meant, and no other."""
+        pid, born = identity.tasks[0]
+        tree = self._machine.trees.get(pid)
+        if tree is not None and tree.born == born:
+            self._machine.act("workload.finish_kill")
+            tree.state = TreeState.DEAD
 
     async def run_again(self, identity: TreeIdentity) -> None:
         """It does."""

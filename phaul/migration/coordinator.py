@@ -57,7 +57,7 @@ from phaul.migration.limits import Limits
 from phaul.migration.plan import fenced, has_connections, plan
 from phaul.migration.progress import tell_progress
 from phaul.migration.timeline import Timeline
-from phaul.migration.undo import UndoStack, as_undo
+from phaul.migration.undo import UndoStack, as_undo, end
 from phaul.units import MIB
 
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
@@ -139,7 +139,7 @@ class Coordinator:
 
         await self._enter(Phase.RESTORE)
         verified = asyncio.create_task(self._verify(tree))
-        self._undo.add("the comparison of the memory", as_undo(verified.cancel))
+        self._undo.add("the comparison of the memory", lambda: end(verified))
         with self._timeline.step("restore", Role.DESTINATION):
             copy = await self._peer.restore(self._id)
         await verified

@@ -15,14 +15,18 @@ from phaul.errors import DefectError, LostError, PhaulError, RestoreError, Switc
 from phaul.migration.events import Outcome, Phase, Role
 from phaul.migration.facts import AddressFacts
 from phaul.migration.host import Host
-from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest
+from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest, TreeIdentity
 from phaul.migration.journal import Data, Journal, Mark, last_of
+from phaul.migration.recovery import Tree
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
 
 SMALL_IMAGES_BYTES = 256 * MIB  # room for what is not memory
 MEMORY_SLACK_BYTES = 64 * MIB  # a workload may grow between preflight and freeze; a tenth more, and this
 ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it is said more than once
+
+KILL_LOOKS = 500  # how often it is looked whether a killed copy is dead
+KILL_LOOK_SECONDS = 0.02  # between two looks
 
 
 def room_bytes(memory_bytes: int) -> int:
@@ -203,6 +207,20 @@ class Arrival:
         self._gate = gate
         return self._held
 
+    async def _kill_copy(self) -> None:
+        """See that nothing is left of the copy that was held last, whatever became of its CRIU."""
+        held = last_of(self._journal.records, Mark.HELD)
+        if held is None:
+            return
+        identity = TreeIdentity.from_data(held.data)
+        for _ in range(KILL_LOOKS):
+            await self._host.workload.finish_kill(identity)
+            state, others_alive = await self._host.workload.look(identity)
+            if state in (Tree.DEAD, Tree.ANOTHER_BOOT) and not others_alive:
+                return
+            await self._host.clock.sleep(KILL_LOOK_SECONDS)
+        raise RestoreError("tasks of the copy that was held before could not be killed")
+
     async def _record_held(self, held: HeldRestore) -> None:
         identity = await self._host.workload.identify(held.tree.root_pid)
         await self._journal.write(Mark.HELD, identity.as_data())
@@ -217,6 +235,7 @@ class Arrival:
             await self._held.run()
         except PhaulError as first:
             try:
+                await self._kill_copy()  # a CRIU that was killed leaves its tasks behind, and they keep the PIDs taken
                 again = await self._hold()
                 await self._record_held(again)  # another copy than the one before: it must be known which one runs
                 await again.run()
@@ -234,6 +253,7 @@ class Arrival:
             await self._held.discard()
         if self._gate is not None:
             await self._gate.__aexit__(None, None, None)
+        await self._kill_copy()
 
     async def _announce_again(self) -> None:
         for delay_seconds in ANNOUNCE_AGAIN_SECONDS:

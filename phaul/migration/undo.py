@@ -5,6 +5,7 @@ Used by the coordinator and the destination; the first rule of both is that no a
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 
@@ -48,3 +49,11 @@ def as_undo(act: Callable[[], object]) -> Callable[[], Awaitable[None]]:
         act()
 
     return undo
+
+
+async def end(task: asyncio.Task[None]) -> None:
+    """Cancel a task and wait until it has let go of what it used; how it ended is of no interest any more."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
