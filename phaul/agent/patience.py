@@ -36,22 +36,23 @@ class PatientPeer:
         self._given_up.set()
 
     async def resume(self, migration_id: str) -> tuple[str, ...]:
-        """Have the copy run. Raises `LostError` once it was given up."""
+        """Have the copy run. Raises `LostError` once it was given up and the destination is silent."""
         asking = asyncio.ensure_future(self._peer.resume(migration_id))
         waiting = asyncio.ensure_future(self._given_up.wait())
         try:
             await asyncio.wait({asking, waiting}, return_when=asyncio.FIRST_COMPLETED)
-            if not asking.done():
-                raise LostError(
-                    "it was given up here: the workload's processes on this host are dead, and the destination, which "
-                    "may have a copy, did not answer",
-                    hint=f"If {self._peer.name} comes back with the copy, it runs there.",
-                )
-            return asking.result()
+            if asking.done():
+                return asking.result()
         except UnreachableError:
-            self._silent()
-            raise
+            if not waiting.done():
+                self._silent()
+                raise
         finally:
             for task in (asking, waiting):
                 task.cancel()
             await asyncio.gather(asking, waiting, return_exceptions=True)
+        raise LostError(
+            "it was given up here: the workload's processes on this host are dead, and the destination, which may "
+            "have a copy, did not answer",
+            hint=f"If {self._peer.name} comes back with the copy, it runs there.",
+        )
