@@ -37,6 +37,12 @@ class ExpectedPages:
     received: asyncio.Future[Received]
     receiver: PageReceiver | None = field(default=None)
 
+    def forget(self) -> None:
+        """Let go of what was received; a large heap is a hundred thousand runs."""
+        self.received = asyncio.get_running_loop().create_future()
+        self.received.cancel()
+        self.receiver = None
+
     def cancel(self) -> None:
         """Stop waiting; break the channel if it is under way."""
         if self.receiver is not None:

@@ -78,6 +78,10 @@ class Reception(Protocol):
         """Stop waiting; break the channel if it is under way."""
         ...
 
+    def forget(self) -> None:
+        """Keep nothing of what was received."""
+        ...
+
 
 class Journals(Protocol):
     """The journals of a host, by migration."""
@@ -315,6 +319,9 @@ class Arrivals:
                 self._observer.settled(migration_id, Outcome.IN_DOUBT, None)
 
     def _end_lease(self, incoming: _Incoming) -> None:
+        """The source has decided: nobody asks any more, and what came over the page channel need not be remembered."""
+        incoming.pages.forget()
+        incoming.answers.pop("received_pages", None)
         lease, incoming.lease = incoming.lease, None
         if lease is not None and lease is not asyncio.current_task():
             lease.cancel()

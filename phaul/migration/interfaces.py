@@ -79,7 +79,7 @@ class Workload(Protocol):
     ) -> tuple[str, ...]:
         """Compare the memory of a frozen tree with what was received of it; give the names of images that differ.
 
-        `fetch` gives the content of a chunk (a MiB, counted from 0) of an image on the destination: what the kernel
+        `fetch` gives the content of a chunk (128 KiB, counted from 0) of an image on the destination: what the kernel
         itself writes into a stopped thread may differ. Raises `TransferError` where the memory cannot be read.
         """
         ...
@@ -137,7 +137,7 @@ class PageImage:
     """The pages of one task, or of one piece of shared memory, as the destination received them.
 
     `name` is the pagemap's file name: pagemap-PID.img or pagemap-shmem-INODE.img. `runs` are (address, count of pages)
-    in the order of arrival; `digests` are XXH3-128 over their content in that order, one for each MiB of it.
+    in the order of arrival; `digests` are XXH3-128 over their content in that order, one for each 128 KiB of it.
     """
 
     name: str
@@ -401,7 +401,7 @@ class PeerAgent(Protocol):
         ...
 
     async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
-        """One MiB of an image as it arrived, counted from 0."""
+        """One chunk (128 KiB, counted from 0) of an image as it arrived."""
         ...
 
     async def restore(self, migration_id: str) -> RestoredCopy:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import xxhash
 
-from phaul.units import MIB
+from phaul.units import KIB
 
-CHUNK_BYTES = 1 * MIB  # a digest each; what differs is looked at chunk by chunk
+CHUNK_BYTES = 128 * KIB  # a digest each; what differs is looked at chunk by chunk
 
 Runs = Sequence[tuple[int, int]]  # (address or offset, count of pages)
 

@@ -170,6 +170,9 @@ class SimReception:
         self.token = b"token"
         self.received: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
 
+    def forget(self) -> None:
+        """There is nothing to keep."""
+
     def cancel(self) -> None:
         if not self.received.done():
             self.received.set_exception(PhaulError("aborted"))

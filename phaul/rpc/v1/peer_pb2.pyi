@@ -314,7 +314,7 @@ class PageImage(_message.Message):
 
     @_builtins.property
     def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """XXH3-128 of each MiB of the runs' content, in order; with the last message"""
+        """XXH3-128 of each 128 KiB of the runs' content, in order; with the last message"""
 
     def __init__(
         self,

@@ -114,7 +114,7 @@ class PeerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReceivedChunk(self, request, context):
-        """One MiB of an image as it arrived, to see in what it differs.
+        """A chunk (128 KiB) of an image as it arrived, to see in what it differs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

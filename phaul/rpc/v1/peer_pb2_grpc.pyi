@@ -43,7 +43,7 @@ class PeerStub:
     ReceivedPages: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]
     """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
     ReceivedChunk: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]
-    """One MiB of an image as it arrived, to see in what it differs."""
+    """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
     Restore: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]
@@ -65,7 +65,7 @@ class PeerAsyncStub(PeerStub):
     ReceivedPages: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]  # type: ignore[assignment]
     """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
     ReceivedChunk: _aio.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]  # type: ignore[assignment]
-    """One MiB of an image as it arrived, to see in what it differs."""
+    """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
     Restore: _aio.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]  # type: ignore[assignment]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _aio.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]  # type: ignore[assignment]
@@ -114,7 +114,7 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.ReceivedChunkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.ReceivedChunkReply, _abc.Awaitable[_peer_pb2.ReceivedChunkReply]]:
-        """One MiB of an image as it arrived, to see in what it differs."""
+        """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
 
     @_abc_1.abstractmethod
     def Restore(
