@@ -18,6 +18,7 @@ from typing import Self
 
 import structlog
 
+from phaul.criu.leftovers import boot_ticks, end_leftovers
 from phaul.criu.log import LogExcerpt, read_excerpt
 from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.errors import DefectError, DumpError, PhaulError, RestoreError
@@ -64,6 +65,7 @@ class _Held:
         self._fds = fds
         self._log = logs / log_name
         self._session: CriuSession | None = None
+        self._began_ticks = 0
 
     @property
     def _open(self) -> CriuSession:
@@ -72,6 +74,7 @@ class _Held:
 
     async def _reach(self, gate: str, on_stage: Callable[[str, int], Awaitable[None]]) -> rpc_pb2.Response | None:
         """Start CRIU and go up to `gate`. None when held there; CRIU's answer when it ended before."""
+        self._began_ticks = boot_ticks()
         self._session = await CriuSession.start(self._criu, inherited_fds=self._fds)
         await self._session.send(self._request)
         while True:
@@ -191,6 +194,7 @@ class CriuRestore(_Held):
         super().__init__(criu, request, fds, logs, RESTORE_LOG)
         self._root_pid = root_pid
         self._restore_us = 0
+        self._runs = False
 
     @property
     def tree(self) -> RestoredTree:
@@ -222,7 +226,9 @@ class CriuRestore(_Held):
     async def run(self) -> None:
         """Pass the gate. Raises `RestoreError` where CRIU reports that the last step failed and the copy is gone."""
         response = await self._finish(success=True)
-        if response is None or not response.success:
+        self._runs = response is not None and response.success
+        if not self._runs:
+            await self._close()
             raise _failure(
                 RestoreError, "CRIU could not let the restored workload run", response, read_excerpt(self._log), None
             )
@@ -231,6 +237,13 @@ class CriuRestore(_Held):
         """Refuse the gate: CRIU kills the copy."""
         if self._session is not None:
             await self._finish(success=False)
+
+    async def _close(self) -> None:
+        """End CRIU; without `run` there is no copy afterwards, also where CRIU was killed and could not see to that."""
+        began = self._session is not None
+        await super()._close()
+        if began and not self._runs:
+            await end_leftovers(self._root_pid, self._began_ticks)
 
 
 def _shut_down(fd: int) -> None:

@@ -142,6 +142,8 @@ async def settle_destination(
                 await host.clock.sleep(back_off_seconds(attempt))
                 attempt += 1
             case DestinationAct.DISCARD:
+                if held is not None:  # a CRIU that is killed together with its agent leaves the copy standing
+                    await host.workload.finish_kill(TreeIdentity.from_data(held.data))
                 await arrival.abort()
                 await journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
                 return Outcome.ROLLED_BACK
