@@ -17,7 +17,6 @@ from phaul.migration.facts import AddressFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest, TreeIdentity
 from phaul.migration.journal import Data, Journal, Mark, last_of
-from phaul.migration.recovery import Tree
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
 
@@ -25,8 +24,8 @@ SMALL_IMAGES_BYTES = 256 * MIB  # room for what is not memory
 MEMORY_SLACK_BYTES = 64 * MIB  # a workload may grow between preflight and freeze; a tenth more, and this
 ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it is said more than once
 
-KILL_LOOKS = 500  # how often it is looked whether a killed copy is dead
-KILL_LOOK_SECONDS = 0.02  # between two looks
+REAPED_LOOKS = 500  # for the kernel to free a killed copy, and for us to reap it
+REAPED_LOOK_SECONDS = 0.02  # between two looks
 
 
 def room_bytes(memory_bytes: int) -> int:
@@ -213,32 +212,39 @@ class Arrival:
         if held is None:
             return
         identity = TreeIdentity.from_data(held.data)
-        for _ in range(KILL_LOOKS):
-            await self._host.workload.finish_kill(identity)
-            state, others_alive = await self._host.workload.look(identity)
-            if state in (Tree.DEAD, Tree.ANOTHER_BOOT) and not others_alive:
+        await self._host.workload.finish_kill(identity)
+        pids = tuple(pid for pid, _ in identity.tasks)
+        for _ in range(REAPED_LOOKS):
+            taken, _files = await self._host.workload.observe(pids, ())
+            if not taken:
                 return
-            await self._host.clock.sleep(KILL_LOOK_SECONDS)
-        raise RestoreError("tasks of the copy that was held before could not be killed")
+            await self._host.clock.sleep(REAPED_LOOK_SECONDS)
+        raise RestoreError("tasks of the copy that was held before keep its PIDs taken")
+
+    async def _hold_again(self) -> HeldRestore:
+        """Restore once more, behind the fence: without the connections the kernel would reset them."""
+        if self.reservation.addresses:
+            await self._host.network.fence(self._id, self.reservation.addresses)
+        if self._gate is not None:
+            gate, self._gate = self._gate, None
+            await gate.__aexit__(None, None, None)
+        await self._kill_copy()  # a CRIU that was killed leaves its tasks behind
+        held = await self._hold()
+        await self._record_held(held)  # another copy than the one before: it must be known which one runs
+        return held
 
     async def _record_held(self, held: HeldRestore) -> None:
         identity = await self._host.workload.identify(held.tree.root_pid)
         await self._journal.write(Mark.HELD, identity.as_data())
 
     async def _run_copy(self) -> None:
-        # Unfenced first, as CRIU itself unlocks the network before it ends the sockets' repair mode: the window probes
-        # that this sends are what tells the client of the new place at once (CRIU 4.2, criu/cr-restore.c).
-        await self._host.network.unfence(self._id)
         try:
             if self._held is None:
                 raise RestoreError("the agent was restarted since the copy was restored")
-            await self._held.run()
+            await self._pass_gate(self._held)
         except PhaulError as first:
             try:
-                await self._kill_copy()  # a CRIU that was killed leaves its tasks behind, and they keep the PIDs taken
-                again = await self._hold()
-                await self._record_held(again)  # another copy than the one before: it must be known which one runs
-                await again.run()
+                await self._pass_gate(await self._hold_again())
             except PhaulError as second:
                 second.add_note(f"before that: {first.message}")
                 self.resumed = False  # the source, or a person, may ask for it again
@@ -247,6 +253,12 @@ class Arrival:
                     hint=f"Its images are kept in {self.images} on the destination; restore them with `criu restore`.",
                     detail=second.detail,
                 ) from second
+
+    async def _pass_gate(self, held: HeldRestore) -> None:
+        # Unfenced first, as CRIU itself unlocks the network before it ends the sockets' repair mode: the window probes
+        # that this sends are what tells the client of the new place at once (CRIU 4.2, criu/cr-restore.c).
+        await self._host.network.unfence(self._id)
+        await held.run()
 
     async def _discard(self) -> None:
         if self._held is not None:
