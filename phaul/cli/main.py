@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from phaul import __version__
-from phaul.cli import agent, demo, doctor, lab, migrate, status
+from phaul.cli import agent, demo, doctor, lab, migrate, resolve, status
 from phaul.cli.failure import INTERRUPTED_STATUS, defect_of
 from phaul.cli.options import JsonOption
 from phaul.cli.run import show_error
@@ -63,6 +63,7 @@ app.command(epilog=migrate.MIGRATE_EPILOG)(migrate.migrate)
 app.command()(migrate.watch)
 app.command()(migrate.cancel)
 app.command()(status.status)
+app.command(epilog=resolve.EPILOG)(resolve.resolve)
 app.command()(doctor.doctor)
 app.command(epilog=agent.EPILOG)(agent.agent)
 app.command()(demo.demo)

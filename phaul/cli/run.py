@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import typer
@@ -18,8 +18,13 @@ def run_command(work: Coroutine[Any, Any, int], *, json_output: bool = False) ->
 
     `typer.Exit` carries the status; KeyboardInterrupt and broken pipes pass, typer knows what to do with them.
     """
+    run_steps(lambda: asyncio.run(work), json_output=json_output)
+
+
+def run_steps(work: Callable[[], int], *, json_output: bool = False) -> None:
+    """The same for a command that asks a person in between, when no event loop takes Ctrl-C for itself."""
     try:
-        status = asyncio.run(work)
+        status = work()
     except PhaulError as error:
         status = show_error(error, json_output=json_output)
     except BrokenPipeError:

@@ -66,6 +66,9 @@ async def _status(path: Path, typed: str | None, json_output: bool) -> int:
             console.print(failure(error, console), soft_wrap=not console.is_terminal)
     elif migrations:
         console.print(migration_table(migrations, int(time.time()), glyphs))
+        for summary in migrations:
+            if summary.outcome == Outcome.OUTCOME_IN_DOUBT:
+                console.print(doubt_line(summary))
     else:
         console.print("No migrations yet. `phaul migrate PID --to HOST` starts one.")
     return 0
@@ -110,9 +113,18 @@ def one_migration(summary: MigrationSummary, glyphs: Glyphs) -> RenderableType:
     parts: list[RenderableType] = [head, line]
     if summary.outcome == Outcome.OUTCOME_RUNNING:
         parts.append(Text(f"`phaul watch {clean(summary.migration_id)}` shows it live.", style="dim"))
+    if summary.outcome == Outcome.OUTCOME_IN_DOUBT:
+        parts.append(doubt_line(summary))
     if summary.HasField("report"):
         parts += [Text(""), display.summary(view_of(summary), glyphs)]
     return Group(*parts)
+
+
+def doubt_line(summary: MigrationSummary) -> Text:
+    """Say what to type about a migration that is in doubt."""
+    name = clean(summary.command) or f"PID {summary.root_pid}"
+    line = Text(f"In doubt: {name}. What is known, and what can be done: ", style="bold red")
+    return line.append(f"phaul resolve {clean(summary.migration_id)}", style="bold")
 
 
 def view_of(summary: MigrationSummary) -> MigrationView:

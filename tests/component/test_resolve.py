@@ -33,7 +33,7 @@ SAFE, UNSAFE, IMPOSSIBLE = pb.SAFETY_SAFE, pb.SAFETY_UNSAFE, pb.SAFETY_IMPOSSIBL
 
 @dataclass
 class Link:
-    """What is between the two agents. `cut_at` names the call with which it breaks, `blocked` one that alone is lost."""
+    """What is between the two agents. It breaks with the call `cut_at`; `blocked` names one that alone is lost."""
 
     cut: bool = False
     cut_at: str = ""

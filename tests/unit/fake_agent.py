@@ -37,6 +37,8 @@ class Script:
     migrations: Sequence[pb.MigrationSummary] = ()
     cancel: pb.CancelMigrationReply = field(default_factory=lambda: pb.CancelMigrationReply(accepted=True))
     cancel_events: Sequence[pb.MigrationEvent] = ()
+    doubt: pb.DoubtReport = field(default_factory=pb.DoubtReport)
+    resolved: pb.ResolveReply = field(default_factory=pb.ResolveReply)
     requests: list[Any] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     watches: int = 0
@@ -98,6 +100,14 @@ class FakeAgent(AgentServicer):
     async def ListMigrations(self, request: pb.ListMigrationsRequest, context: Any) -> pb.ListMigrationsReply:  # noqa: N802
         await self._note(request, context)
         return pb.ListMigrationsReply(migrations=self._script.migrations)
+
+    async def DescribeDoubt(self, request: pb.MigrationReference, context: Any) -> pb.DoubtReport:  # noqa: N802
+        await self._note(request, context)
+        return self._script.doubt
+
+    async def ResolveMigration(self, request: pb.ResolveRequest, context: Any) -> pb.ResolveReply:  # noqa: N802
+        await self._note(request, context)
+        return self._script.resolved
 
 
 @asynccontextmanager
