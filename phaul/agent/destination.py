@@ -1,12 +1,14 @@
 """The destination of a migration as a person types it: HOST, HOST:PORT, [IPV6], [IPV6]:PORT or a bare IPv6 address.
 
-`cli` checks with it before the agent is asked, the agent connects to what it gives. Looks up no name.
+`cli` checks with it before the agent is asked, the agent connects to what it gives. Only `avoiding` looks up a name.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import re
+import socket
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from phaul.config import DEFAULT_PEER_PORT
@@ -42,6 +44,34 @@ def parse_destination(text: str) -> Destination:
     if not _HOST_NAME.fullmatch(host):
         raise UsageError(f"{text!r} names no host", hint=_HINT)
     return Destination(host, _port(port if colon else None, text))
+
+
+def own_address_towards(family: int, address: tuple[str, int]) -> str:
+    """The address of this host that the kernel uses towards another; "" where there is no way. Sends nothing."""
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(address)
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0]).split("%")[0]
+
+
+def avoiding(destination: Destination, moving: Collection[str]) -> Destination:
+    """Choose, of the addresses of a name, one that is not reached from an address that moves away.
+
+    A destination that has none, or cannot be resolved, is given as it is: preflight, or the connection, will say why.
+    """
+    try:
+        found = socket.getaddrinfo(destination.host, destination.port, type=socket.SOCK_DGRAM)
+    except OSError:
+        return destination
+    here = {ipaddress.ip_address(each) for each in moving}
+    for family, _, _, _, address in found:
+        host, port = str(address[0]), int(address[1])
+        own = own_address_towards(family, (host, port))
+        if own and ipaddress.ip_address(own) not in here:
+            return destination if (family, address) == (found[0][0], found[0][4]) else Destination(host, port)
+    return destination
 
 
 def _port(typed: str | None, text: str) -> int:

@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Callable
 
 import structlog
 
+from phaul.agent.destination import avoiding, parse_destination
 from phaul.agent.history import History
 from phaul.agent.journals import Journals
 from phaul.agent.messages import to_message
@@ -157,7 +158,7 @@ class OutgoingMigrations:
 
     async def check(self, request: MigrationRequest) -> CheckReport:
         """Preflight alone."""
-        peer = self._connect(request.destination)
+        peer = self._reach(request)
         try:
             return await check(request, self._host, peer)
         finally:
@@ -171,7 +172,7 @@ class OutgoingMigrations:
                 f"PID {request.root_pid} is already being migrated, by migration {other}",
                 hint=f"`phaul watch {other}` shows it, `phaul cancel {other}` rolls it back.",
             )
-        peer = self._connect(request.destination)
+        peer = self._reach(request)
         migration_id = secrets.token_hex(4)
         self._history.begin(migration_id, Role.SOURCE, peer.name, request.root_pid, "")
         outgoing = Outgoing(migration_id, self._history)
@@ -184,6 +185,10 @@ class OutgoingMigrations:
         self._under_way[request.root_pid] = migration_id
         outgoing.task = asyncio.create_task(self._run(outgoing, outgoing.coordinator, peer, request))
         return migration_id
+
+    def _reach(self, request: MigrationRequest) -> GrpcPeer:
+        moving = [each.address for each in request.addresses]
+        return self._connect(str(avoiding(parse_destination(request.destination), moving)))
 
     def get(self, migration_id: str) -> Outgoing | None:
         """Give a migration of this agent's life; None for one of an earlier life or that came in."""

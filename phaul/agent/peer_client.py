@@ -6,6 +6,8 @@ Made by `agent.wiring` for each migration. Every call has a deadline; a peer tha
 
 from __future__ import annotations
 
+import asyncio
+import socket
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -14,7 +16,7 @@ import grpc
 
 from phaul import __version__
 from phaul.agent.client import MESSAGE_LIMIT_BYTES, reported_error
-from phaul.agent.destination import Destination
+from phaul.agent.destination import Destination, own_address_towards
 from phaul.agent.messages import from_message, to_message
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, PhaulError, UnreachableError
@@ -62,6 +64,15 @@ class GrpcPeer:
         """Give the connection back."""
         await self._channel.close(None)
         del self._channel, self._stub  # the connection goes with the last reference, not with close
+
+    async def own_address(self) -> str:
+        """The address of this host that the kernel uses towards the peer."""
+        loop = asyncio.get_running_loop()
+        try:
+            found = await loop.getaddrinfo(self._destination.host, self._destination.port, type=socket.SOCK_DGRAM)
+        except OSError:
+            return ""
+        return own_address_towards(found[0][0], (str(found[0][4][0]), int(found[0][4][1])))
 
     async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
         """What the destination is, and has of what the workload needs."""

@@ -106,6 +106,27 @@ def address_problems(request: MigrationRequest, source: HostFacts, destination: 
             )
 
 
+def agents_problems(request: MigrationRequest, own_address: str, peer: str) -> tuple[Problem, ...]:
+    """
+    Say whether the agents would talk to each other over an address that moves away under them.
+
+    Args:
+        own_address: what the source's kernel chooses as its own address towards `peer`; "" where it is not known. It
+            prefers the newest of a device, which a floating one often is.
+    """
+    moving = {_normal(each.address) for each in request.addresses}
+    if not own_address or _normal(own_address) not in moving:
+        return ()
+    return (
+        Problem(
+            "agents_address_moves",
+            f"The agents would talk over {own_address}, which moves: the connection to {peer} would break half-way.",
+            "Name the destination with --to by an address of the other family, or mark the address as deprecated on "
+            f"the source (`ip address change {own_address}/LEN dev DEVICE preferred_lft 0`).",
+        ),
+    )
+
+
 def connection_problems(
     request: MigrationRequest, connections: Sequence[ConnectionFacts], source: HostFacts, destination: DestinationFacts
 ) -> Iterator[Problem]:

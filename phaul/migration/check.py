@@ -23,5 +23,8 @@ async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> Check
         host.describe(),
         peer.observe([thread for task in workload.tasks for thread in task.thread_ids], workload.files),
     )
-    problems = preflight.compare(request, workload, source, destination)
+    problems = (
+        *preflight.compare(request, workload, source, destination),
+        *preflight.agents_problems(request, await peer.own_address(), peer.name),
+    )
     return CheckReport(source=source, destination=destination.host, workload=workload, problems=problems)

@@ -420,6 +420,10 @@ class PeerAgent(Protocol):
         """Give the connection back."""
         ...
 
+    async def own_address(self) -> str:
+        """The address of this host that the kernel uses towards the peer; "" where it cannot be told."""
+        ...
+
     async def word(self, migration_id: str) -> Word:
         """Ask how the migration stands over there; `Word.NO_ANSWER` where nobody answers. Never raises."""
         ...

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from phaul.errors import PreflightError
 from phaul.migration.address_rules import (
     address_problems,
+    agents_problems,
     connection_problems,
     destination_addresses,
     parse_address,
@@ -28,7 +29,7 @@ from phaul.migration.facts import (
 from phaul.migration.file_rules import file_problems
 from phaul.units import MIB, format_bytes
 
-__all__ = ["compare", "destination_addresses", "parse_address", "refusal", "resolve_addresses"]
+__all__ = ["agents_problems", "compare", "destination_addresses", "parse_address", "refusal", "resolve_addresses"]
 
 # The images lie in memory while the restored copy fills up from them, so for a moment there are two of everything.
 MEMORY_COPIES = 2

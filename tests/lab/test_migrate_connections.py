@@ -60,7 +60,6 @@ def test_a_workload_that_returns_at_once(stage: Stage) -> None:
     stage.check_ticks(pid, stage.a, stage.b, stage.a)
 
 
-@pytest.mark.xfail(strict=True, reason="the agents' own connections may use an address that moves as their source")
 def test_agents_do_not_talk_over_an_address_that_moves(stage: Stage) -> None:
     """The kernel prefers the newest IPv6 address of a subnet as source, which is the floating one here."""
     address = stage.add_address(stage.ip6)

@@ -254,6 +254,9 @@ class SimPeer:
     async def close(self) -> None:
         """Nothing to give back."""
 
+    async def own_address(self) -> str:
+        return ""
+
     async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
         async def act() -> DestinationFacts:
             taken, seen = await self._there.host.workload.observe(ids, files)
