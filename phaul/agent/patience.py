@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from phaul.errors import LostError, UnreachableError
-from phaul.migration.interfaces import PeerAgent
+from phaul.migration.peer import PeerAgent
 
 
 class PatientPeer:

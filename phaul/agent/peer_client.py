@@ -21,7 +21,8 @@ from phaul.agent.messages import from_message, to_message
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, PhaulError, UnreachableError
 from phaul.migration.facts import DestinationFacts, FileFacts
-from phaul.migration.interfaces import PageChannel, PageImage, Reservation, RestoredCopy
+from phaul.migration.interfaces import PageImage
+from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerStub

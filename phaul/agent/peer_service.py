@@ -22,8 +22,8 @@ from phaul.migration.destination import SMALL_IMAGES_BYTES
 from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import DestinationFacts, FileFacts
 from phaul.migration.host import Host
-from phaul.migration.interfaces import Reservation
 from phaul.migration.journal import Mark, last_of
+from phaul.migration.peer import Reservation
 from phaul.migration.recovery import destination_word, source_word
 from phaul.migration.resolution import in_doubt
 from phaul.migration.settlement import died_after_commit

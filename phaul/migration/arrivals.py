@@ -16,8 +16,9 @@ from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.destination import Arrival, reservation_of, room_bytes
 from phaul.migration.events import Outcome
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PageImage, PeerAgent, Reservation, RestoredCopy
+from phaul.migration.interfaces import PageImage
 from phaul.migration.journal import Journal, Mark, last_of
+from phaul.migration.peer import PeerAgent, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word
 from phaul.units import format_bytes
 

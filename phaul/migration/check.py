@@ -10,7 +10,7 @@ import asyncio
 from phaul.migration import preflight
 from phaul.migration.facts import CheckReport, MigrationRequest
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PeerAgent
+from phaul.migration.peer import PeerAgent
 
 
 async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> CheckReport:

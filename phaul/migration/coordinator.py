@@ -43,17 +43,10 @@ from phaul.migration.facts import (
     WorkloadFacts,
 )
 from phaul.migration.host import Host
-from phaul.migration.interfaces import (
-    DumpRequest,
-    HeldDump,
-    PageChannel,
-    PeerAgent,
-    Reservation,
-    RestoredCopy,
-    TreeHandle,
-)
+from phaul.migration.interfaces import DumpRequest, HeldDump, TreeHandle
 from phaul.migration.journal import Journal, Mark
 from phaul.migration.limits import Limits
+from phaul.migration.peer import PageChannel, PeerAgent, Reservation, RestoredCopy
 from phaul.migration.plan import fenced, has_connections, plan
 from phaul.migration.progress import tell_progress
 from phaul.migration.timeline import Timeline

@@ -15,8 +15,9 @@ from phaul.errors import DefectError, LostError, PhaulError, RestoreError, Switc
 from phaul.migration.events import Outcome, Phase, Role
 from phaul.migration.facts import AddressFacts
 from phaul.migration.host import Host
-from phaul.migration.interfaces import HeldRestore, Reservation, RestoredCopy, RestoreRequest, TreeIdentity
+from phaul.migration.interfaces import HeldRestore, RestoreRequest, TreeIdentity
 from phaul.migration.journal import Data, Journal, Mark, last_of
+from phaul.migration.peer import Reservation, RestoredCopy
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
 

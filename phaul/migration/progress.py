@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from phaul.migration.events import EventSink, Phase, Progress
-from phaul.migration.interfaces import Clock, PageChannel
+from phaul.migration.interfaces import Clock
+from phaul.migration.peer import PageChannel
 
 INTERVAL_SECONDS = 0.1
 

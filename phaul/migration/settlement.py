@@ -14,8 +14,9 @@ from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS
 from phaul.migration.destination import Arrival
 from phaul.migration.events import Outcome
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PeerAgent, TreeIdentity, Workload
+from phaul.migration.interfaces import TreeIdentity, Workload
 from phaul.migration.journal import Data, Journal, Mark, last_of
+from phaul.migration.peer import PeerAgent
 from phaul.migration.plan import planned_addresses, planned_connections
 from phaul.migration.recovery import (
     Choice,

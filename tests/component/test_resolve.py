@@ -20,7 +20,7 @@ from phaul.errors import InDoubtError, UnreachableError, UsageError
 from phaul.lab.fake_machine import FakeMachine, TreeState
 from phaul.lab.fakes import fake_host
 from phaul.migration import coordinator, settlement
-from phaul.migration.interfaces import PageChannel, Reservation
+from phaul.migration.peer import PageChannel, Reservation
 from phaul.rpc.v1 import agent_pb2 as pb
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from tests.component.conftest import ADDRESS, PID, tree

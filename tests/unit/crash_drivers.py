@@ -23,17 +23,9 @@ from phaul.migration.facts import (
     FileFacts,
     HostFacts,
 )
-from phaul.migration.interfaces import (
-    DumpRequest,
-    HeldDump,
-    HeldRestore,
-    PageChannel,
-    PageImage,
-    Reservation,
-    RestoredCopy,
-    RestoreRequest,
-)
+from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PageImage, RestoreRequest
 from phaul.migration.journal import Data, Mark, Record, last_of
+from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word, source_word
 from phaul.transfer.page_receiver import Received
 

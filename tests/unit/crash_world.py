@@ -28,10 +28,8 @@ from phaul.migration.facts import (
     MigrationRequest,
 )
 from phaul.migration.host import Host
-from phaul.migration.interfaces import (
-    Reservation,
-)
 from phaul.migration.journal import Mark, ended, last_of
+from phaul.migration.peer import Reservation
 from phaul.migration.settlement import settle_destination, settle_source
 from phaul.transfer.page_receiver import Received, ReceivedImage
 from tests.unit.crash_drivers import (

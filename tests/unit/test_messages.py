@@ -18,7 +18,7 @@ from phaul.agent.messages import error_from_message, error_to_message, from_mess
 from phaul.errors import PhaulError, TransferError, error_classes
 from phaul.migration import events, facts
 from phaul.migration.facts import FileFacts, FileUse
-from phaul.migration.interfaces import Reservation, RestoredCopy
+from phaul.migration.peer import Reservation, RestoredCopy
 from phaul.rpc.v1 import agent_pb2, facts_pb2, peer_pb2
 
 # Every dataclass that travels, with its message. Those of facts.py and events.py are named like theirs.
