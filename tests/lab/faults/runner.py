@@ -16,9 +16,9 @@ from phaul.migration.events import Role
 
 from .. import remains
 from ..clients import Numbering
-from ..moves import Move
+from ..moves import Move, phaul
 from ..stage import Stage
-from ..witness import Tick, faults, longest_gap
+from ..witness import Tick, faults, longest_gap, wait_until
 from .injection import Injection, wait_stopped
 from .link import UNDER_WAY, Link
 from .matrix import Catch, Cell, Fault
@@ -28,11 +28,14 @@ MEMORY_MIB = 24
 UNDER_WAY_BYTES = 2 << 20
 RESTART_SECONDS = 1.0  # as systemd does
 HEAL_SECONDS = 5.0
-CUT_SECONDS = 25.0
+CUT_SECONDS = 20.0
 END_SECONDS = 45.0  # the longest deadline of a call before COMMIT is 30 s
 SLOW_END_SECONDS = 150.0
 CANCELLED_IN_SECONDS = 0.3  # for the destination to come to its fault point
-EXCHANGE_SECONDS = 8.0  # a client's TCP may have backed off for some seconds
+EXCHANGE_SECONDS = 30.0  # a client's TCP backs off for up to as long as the pause was
+PROMPT_SECONDS = 2.0
+RESOLVED_SECONDS = 5.0
+FREEZE_LIMIT = ("--freeze-timeout", "5s")
 TIDY_SECONDS = 8.0
 QUIET_SECONDS = 0.3  # a workload that ticks every 5 ms and was not seen for so long does not run
 POLL_SECONDS = 0.02
@@ -93,7 +96,8 @@ class Runner:
         notes: list[str] = []
         if cell.catch is Catch.UNDER_WAY:
             self._link.slow(UNDER_WAY)
-        with Move(source, pid, destination.ip4, stage.ip4) as move:
+        options = FREEZE_LIMIT if cell.fault in (Fault.CUT_FOR_GOOD, Fault.SLOW) else ()
+        with Move(source, pid, destination.ip4, stage.ip4, options=options) as move:
             injection = Injection(source, destination, self._link, move)
             try:
                 self._catch(cell, move)
@@ -105,7 +109,8 @@ class Runner:
                 self._restart_killed(0)
             self._wait_settled(stage, pid, move, END_SECONDS)
             status = move.wait().status if move.over else None
-            told = str(move.last.get("error", {}).get("code", "")) if status not in (0, None) else ""
+            told = _error_code(move)
+        time.sleep(QUIET_SECONDS)  # what ticked until just now may have ended
         runs_on = self._runs_on(stage, pid)
         connection = self._connection(client)
         ticks = stage.witness.ticks(pid)
@@ -147,13 +152,36 @@ class Runner:
             case Fault.CUT:
                 time.sleep(HEAL_SECONDS)
                 self._link.heal()
+            case Fault.TERMINAL:
+                # The command, which would tell when it is over, is gone; the migration should not care.
+                wait_until(lambda: self._runs_on(stage, pid) == "destination", "", END_SECONDS)
+                return
             case Fault.CUT_FOR_GOOD:
                 if not self._wait_settled(stage, pid, move, CUT_SECONDS):
                     notes.append(f"after {CUT_SECONDS:g} s: {self._standing(stage, pid)}, {_told(move)}")
+                    self._resolve(stage, pid, move, notes)
                 return
         seconds = SLOW_END_SECONDS if cell.fault is Fault.SLOW else END_SECONDS
         if not self._wait_settled(stage, pid, move, seconds):
             notes.append(f"after {seconds:g} s: {self._standing(stage, pid)}, {_told(move)}")
+
+    def _resolve(self, stage: Stage, pid: int, move: Move, notes: list[str]) -> None:
+        """Decide as a person would who knows that the source will not run it: the tree there is dead."""
+        command = ["resolve", move.id, "--resume-here", "--yes"]
+        said = phaul(self._hosts[Role.DESTINATION], *command)
+        ran = self._wait_running(stage, pid, RESOLVED_SECONDS)
+        notes.append(
+            f"`phaul {' '.join(command).replace(move.id, 'ID')}` on the destination: exit {said.returncode}, "
+            + (f"runs on the {self._runs_on(stage, pid)}" if ran else "does not run")
+        )
+
+    def _wait_running(self, stage: Stage, pid: int, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
+        while self._runs_on(stage, pid) == "neither":
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
 
     def _wait_settled(self, stage: Stage, pid: int, move: Move, seconds: float) -> bool:
         """Wait until the command has ended and the workload runs; False when that does not come."""
@@ -170,11 +198,15 @@ class Runner:
 
     def _runs_on(self, stage: Stage, pid: int) -> str:
         """Say from whom ticks have come lately."""
-        heard = {tick.sender for tick in stage.witness.ticks(pid, since=time.monotonic() - QUIET_SECONDS)}
-        if len(heard) == 1:
-            # The last ticks of the one that stopped may be as young as the first ones of the other.
-            return self._names[heard.pop()]
-        return "both" if heard else "neither"
+        heard = self._heard(stage, pid)
+        if len(heard) > 1:
+            # The last ticks of the one that stopped may be nearly as young as the first ones of the other.
+            time.sleep(QUIET_SECONDS)
+            heard = self._heard(stage, pid)
+        return "neither" if not heard else "both" if len(heard) > 1 else self._names[heard.pop()]
+
+    def _heard(self, stage: Stage, pid: int) -> set[str]:
+        return {tick.sender for tick in stage.witness.ticks(pid, since=time.monotonic() - QUIET_SECONDS)}
 
     def _standing(self, stage: Stage, pid: int) -> str:
         """Say what there is of the workload, also where it does not run."""
@@ -187,13 +219,15 @@ class Runner:
     def _connection(self, client: Numbering) -> str:
         """Say whether blocks flow on the client's connection."""
         deadline = time.monotonic() + EXCHANGE_SECONDS
+        began = time.monotonic()
         (before,) = client.report()
         while True:
             (now,) = client.report()
             if now.error:
                 return now.error
             if now.acknowledged > before.acknowledged + 2:
-                return "alive"
+                waited = time.monotonic() - began
+                return "alive" if waited < PROMPT_SECONDS else f"alive, {waited:.1f} s later"
             if time.monotonic() > deadline:
                 return f"silent for {EXCHANGE_SECONDS:g} s"
             time.sleep(POLL_SECONDS)
@@ -260,6 +294,12 @@ def _path(ticks: list[Tick]) -> list[str]:
 def _quiet_since(stage: Stage, pid: int) -> float:
     ticks = stage.witness.ticks(pid)
     return time.monotonic() - ticks[-1].arrived if ticks else 0.0
+
+
+def _error_code(move: Move) -> str:
+    """Give what the last line that was printed calls the error, if it was one."""
+    error = move.events[-1].get("error") if move.events else None
+    return str(error["code"]) if error else ""
 
 
 def _told(move: Move) -> str:
