@@ -39,8 +39,14 @@ def is_stopped(pid: int) -> bool:
 
 
 def stands_still(pid: int) -> bool:
-    """Whether no thread of a process can run: stopped, in a tracer's hands, or ended."""
-    return all(status.get("State", "X")[0] in HALTED + NOTHING_LEFT for status in _threads(pid))
+    """Whether no thread of a process can run: in a tracer's hands, ended, or stopped, also where it has yet to notice.
+
+    A SIGSTOP that was sent while a tracer had the task is taken before it is back in user space.
+    """
+    return all(
+        status.get("State", "X")[0] in HALTED + NOTHING_LEFT or bool(_pending(status) & STOP_BIT)
+        for status in _threads(pid)
+    )
 
 
 def end_repair(pidfd: int, pid: int) -> int:
