@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from phaul.lab.host import Host
+from tests.lab.moves import Move
+from tests.lab.witness import wait_until
 
-from ..moves import Move
-from ..witness import wait_until
 from .link import SLOW, Link
 from .matrix import Fault
 
@@ -71,7 +71,7 @@ class Injection:
         group = (MEMORY_GROUPS if v1 else UNIFIED_GROUPS) / f"phaul-fault-{os.getpid()}"
         group.mkdir()
         self._undo.append(lambda: _remove_group(group))
-        # What the agent has is not moved along (v1: move_charge_at_immigrate is 0; v2 never does), so all of this is more.
+        # What the agent has is not moved along (v1: move_charge_at_immigrate is 0; v2 never does): all of this is more.
         (group / ("memory.limit_in_bytes" if v1 else "memory.max")).write_text(str(MORE_MEMORY_BYTES))
         agent = machine_pid(self._destination, self._destination.agent_pid)
         (group / "cgroup.procs").write_text(str(agent))

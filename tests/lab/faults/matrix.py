@@ -38,7 +38,8 @@ MEANINGS = {
     Fault.SOURCE_CRIU: "SIGKILL to CRIU on the source",
     Fault.DESTINATION_CRIU: "SIGKILL to CRIU on the destination",
     Fault.CUT: "no packet between the two hosts for 5 s; the client reaches both all the time",
-    Fault.CUT_FOR_GOOD: "no packet between the two hosts, until the command has ended and the workload runs, or 20 s have gone; then `phaul resolve`; --freeze-timeout 5s",
+    Fault.CUT_FOR_GOOD: "no packet between the two hosts until the command has ended and the workload runs; after 20 s "
+    "`phaul resolve ID --resume-here --yes` on the destination; the move has --freeze-timeout 5s",
     Fault.SLOW: "1 Mbit/s between the two hosts from here on; --freeze-timeout 5s",
     Fault.FULL: "the destination's room for images is full from here on (its tmpfs made as small as what is in it)",
     Fault.OUT_OF_MEMORY: "the destination's agent and all that it starts may have 8 MiB more of memory (cgroup)",

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 
 from phaul.lab.cluster import Lab
 from phaul.migration.events import Role
+from tests.lab import remains
+from tests.lab.clients import Numbering
+from tests.lab.moves import Move, phaul
+from tests.lab.stage import Stage
+from tests.lab.witness import Tick, faults, longest_gap, wait_until
 
-from .. import remains
-from ..clients import Numbering
-from ..moves import Move, phaul
-from ..stage import Stage
-from ..witness import Tick, faults, longest_gap, wait_until
 from .injection import Injection, wait_stopped
 from .link import UNDER_WAY, Link
 from .matrix import Catch, Cell, Fault
@@ -33,6 +33,7 @@ END_SECONDS = 45.0  # the longest deadline of a call before COMMIT is 30 s
 SLOW_END_SECONDS = 150.0
 CANCELLED_IN_SECONDS = 0.3  # for the destination to come to its fault point
 EXCHANGE_SECONDS = 30.0  # a client's TCP backs off for up to as long as the pause was
+LOST = ": lost "  # as `witness.faults` calls a tick that never came
 PROMPT_SECONDS = 2.0
 RESOLVED_SECONDS = 5.0
 FREEZE_LIMIT = ("--freeze-timeout", "5s")
@@ -51,7 +52,7 @@ class Result:
     runs_on: str  # source, destination, both, neither
     gap_seconds: float
     connection: str  # alive, or what ended it
-    wrong: tuple[str, ...]  # ticks that were doubled or lost, or came from where none may come
+    wrong: tuple[str, ...]  # ticks that were doubled, or came from where none may come
     left: tuple[str, ...]
     status: int | None
     told: str  # the code of the error that it ended with
@@ -72,7 +73,7 @@ class Runner:
         self._link = Link(lab)
         self._hosts = {Role.SOURCE: lab.host("a"), Role.DESTINATION: lab.host("b")}
         self._names = {host.ip4: str(role) for role, host in self._hosts.items()}
-        self._environments: dict[Role, Mapping[str, str]] = dict.fromkeys(Role, {})
+        self._environments: dict[Role, Mapping[str, str]] = {role: {} for role in Role}
 
     def run(self, cell: Cell) -> Result:
         """Run one cell. Nothing of it is in the way of the next."""
@@ -114,7 +115,11 @@ class Runner:
         runs_on = self._runs_on(stage, pid)
         connection = self._connection(client)
         ticks = stage.witness.ticks(pid)
-        wrong = faults(ticks, _path(ticks))
+        found = faults(ticks, _path(ticks))
+        # A device whose queueing is changed drops what it is given meanwhile (net/sched: dev_deactivate), as a tick is
+        # UDP. That is not the workload's doing, so it is told and decides nothing.
+        wrong = [each for each in found if LOST not in each]
+        notes += [each for each in found if LOST in each]
         if _path(ticks) not in ([source.ip4], [source.ip4, destination.ip4]):
             wrong.append("ran on " + ", ".join(self._names[host] for host in _path(ticks)))
         gap = longest_gap(ticks, since=move.began, until=time.monotonic())
