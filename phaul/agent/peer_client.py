@@ -36,6 +36,8 @@ ANSWER_SECONDS = 15.0
 TRANSFER_SECONDS = 600.0  # the images that are not memory: megabytes
 RESTORE_SECONDS = 3600.0  # grows with memory: the pages must have arrived and be read back
 UNDO_SECONDS = 30.0
+WORD_SECONDS = 3.0  # answered out of memory
+KEEPALIVE_MS = 3000  # between two pings while a call is under way, and for the answer to one
 
 
 class GrpcPeer:
@@ -52,6 +54,9 @@ class GrpcPeer:
                 ("grpc.use_local_subchannel_pool", 1),
                 ("grpc.initial_reconnect_backoff_ms", 100),
                 ("grpc.max_reconnect_backoff_ms", 2000),
+                # A link that was cut says nothing: a peer that does not answer a ping is gone.
+                ("grpc.keepalive_time_ms", KEEPALIVE_MS),
+                ("grpc.keepalive_timeout_ms", KEEPALIVE_MS),
             ],
         )
         self._stub = PeerStub(self._channel)
@@ -150,7 +155,7 @@ class GrpcPeer:
         """Ask how a migration stands over there."""
         request = peer_pb2.AskWordRequest(migration_id=migration_id)
         try:
-            reply = await self._call(self._stub.AskWord(request, timeout=ANSWER_SECONDS))
+            reply = await self._call(self._stub.AskWord(request, timeout=WORD_SECONDS))
         except PhaulError:
             return Word.NO_ANSWER
         return Word[peer_pb2.Word.Name(reply.word).removeprefix("WORD_")]

@@ -52,6 +52,8 @@ STOP_GRACE_SECONDS = 2.0
 OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),  # the pings of `peer_client` are welcome
+    ("grpc.http2.max_ping_strikes", 0),
     ("grpc.so_reuseport", 0),  # a second agent on the port is an error, not a second opinion
 ]
 

@@ -49,13 +49,13 @@ from phaul.migration.limits import Limits
 from phaul.migration.peer import PageChannel, PeerAgent, Reservation, RestoredCopy
 from phaul.migration.plan import fenced, has_connections, plan
 from phaul.migration.progress import tell_progress
+from phaul.migration.recovery import Word
 from phaul.migration.timeline import Timeline
 from phaul.migration.undo import UndoStack, as_undo, end
 from phaul.units import MIB
 
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
 RESUME_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again: past COMMIT nobody gives up
-DEAD_TIMEOUT_SECONDS = 60.0  # for the kernel to free a killed tree; only CLEANUP waits for it
 
 
 class Coordinator:
@@ -143,6 +143,8 @@ class Coordinator:
             await self._give_up(addresses)
 
         await self._enter(Phase.COMMIT)
+        if (word := await self._peer.word(self._id)) is not Word.HELD:
+            raise SwitchoverError(f"{self._peer.name} was asked for the last time and does not hold the copy: {word}")
         await self._commit(tree)
         self._timeline.killed_us = self._host.clock.monotonic_us()
 

@@ -1,4 +1,4 @@
-"""The other host, as the coordinator and the settlement see it: its agent, and the channel on which memory travels there.
+"""The other host as the coordinator and the settlement see it: its agent, and the channel on which memory goes there.
 
 As `interfaces`, which this is a part of: protocols only, no driver.
 """

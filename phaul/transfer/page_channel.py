@@ -14,6 +14,7 @@ from phaul.errors import UnreachableError
 
 TOKEN_BYTES = 32
 ACCEPTED = b"\1"
+SILENCE_MS = 10_000  # a link that was cut says nothing: data unacknowledged for so long breaks the channel (tcp(7))
 CONNECT_TIMEOUT_SECONDS = 10.0
 TCP_INFO_BYTES_ACKED_OFFSET = 120  # struct tcp_info.tcpi_bytes_acked, u64 (linux/tcp.h since 4.2)
 
@@ -62,6 +63,7 @@ async def open_page_channel(host: str, port: int, token: bytes) -> TcpPageChanne
             try:
                 connection.setblocking(False)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_MS)
                 await loop.sock_connect(connection, address)
                 await loop.sock_sendall(connection, token)
                 answer = await loop.sock_recv(connection, 1)
