@@ -13,6 +13,8 @@ from typing import Any, cast
 from phaul.errors import LostError, UnreachableError
 from phaul.migration.peer import PeerAgent
 
+SILENCE_SECONDS = 5.0  # an answer takes milliseconds, or as long as restoring again; who looks must not wait for more
+
 
 class PatientPeer:
     """A `PeerAgent` that hands every call on, and listens in on `resume`. Use it as `as_peer`."""
@@ -39,8 +41,12 @@ class PatientPeer:
         """Have the copy run. Raises `LostError` once it was given up and the destination is silent."""
         asking = asyncio.ensure_future(self._peer.resume(migration_id))
         waiting = asyncio.ensure_future(self._given_up.wait())
+        both = {asking, waiting}
         try:
-            await asyncio.wait({asking, waiting}, return_when=asyncio.FIRST_COMPLETED)
+            done, _ = await asyncio.wait(both, timeout=SILENCE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                self._silent()
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if asking.done():
                 return asking.result()
         except UnreachableError:
