@@ -19,9 +19,6 @@ from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree
 from phaul.lab.fakes import fake_host
 from phaul.migration.facts import AddressFacts
 from phaul.rpc.v1 import agent_pb2, facts_pb2
-from tests.component.in_doubt import two
-
-__all__ = ["two"]  # fixtures of other modules
 
 PID = 4242
 ADDRESS = AddressFacts("10.9.9.9", 24, "eth0")

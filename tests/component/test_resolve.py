@@ -1,5 +1,6 @@
 """Migrations in doubt between two real agents, settled by a person: what is told, what runs, what the other finds."""
 
+# ruff: noqa: F811 - a fixture is imported and then asked for by its name
 from __future__ import annotations
 
 import asyncio
@@ -19,6 +20,7 @@ from tests.component.in_doubt import (
     UNSAFE,
     CutPeer,
     Two,
+    two,  # noqa: F401 - a fixture
 )
 
 
