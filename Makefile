@@ -14,7 +14,7 @@ MINIMUM_PYTHON := (3, 11)
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup system-packages image proto lint unit test demo bench lab-up lab-down clean
+.PHONY: help setup system-packages image proto lint unit test demo bench soak lab-up lab-down clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,9 @@ demo: setup image ## move a running server between two hosts, and watch
 
 bench: setup image ## measure phaul against CRIU by hand
 	@$(PYTHON) -m tests.bench
+
+soak: setup image ## 200 moves of a Redis under load, every fourth with a fault: at most 20 minutes
+	@$(PYTHON) -m tests.soak
 
 lab-up: setup image ## two hosts and a client on this machine, to try phaul on
 	@.venv/bin/phaul lab up

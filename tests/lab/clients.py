@@ -150,6 +150,10 @@ class RedisLoad(Client):
         """Say how it stands."""
         return self._account("report")
 
+    def brief(self) -> Account:
+        """Say how it stands, of the arrivals only the last: for loads that go on for long."""
+        return self._account("brief")
+
     def finish(self) -> Account:
         """Read every value again, and end."""
         return self._account("finish")

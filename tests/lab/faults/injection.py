@@ -26,11 +26,14 @@ POLL_SECONDS = 0.002
 class Injection:
     """One fault in one migration. `undo` must be called in the end: it heals what does not end by itself."""
 
-    def __init__(self, source: Host, destination: Host, link: Link, move: Move) -> None:
+    def __init__(
+        self, source: Host, destination: Host, link: Link, move: Move, patience_seconds: float = CATCH_SECONDS
+    ) -> None:
         self._source = source
         self._destination = destination
         self._link = link
         self._move = move
+        self._patience_seconds = patience_seconds
         self._undo: list[Callable[[], None]] = []
 
     def do(self, fault: Fault) -> None:
@@ -41,9 +44,9 @@ class Injection:
             case Fault.DESTINATION_AGENT:
                 self._destination.kill_agent()
             case Fault.SOURCE_CRIU:
-                self._source.kill(criu_of(self._source))
+                self._source.kill(criu_of(self._source, self._patience_seconds))
             case Fault.DESTINATION_CRIU:
-                self._destination.kill(criu_of(self._destination))
+                self._destination.kill(criu_of(self._destination, self._patience_seconds))
             case Fault.CUT | Fault.CUT_FOR_GOOD:
                 self._link.cut()
             case Fault.SLOW:
@@ -91,7 +94,7 @@ def wait_stopped(host: Host, alive: Callable[[], bool]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def criu_of(host: Host) -> int:
+def criu_of(host: Host, patience_seconds: float) -> int:
     """Give the CRIU that the agent talks to."""
     found: list[int] = []
 
@@ -102,7 +105,7 @@ def criu_of(host: Host) -> int:
         found[:] = [stat.pid for stat in stats if stat is not None and stat.command == "criu" and not stat.is_dead]
         return bool(found)
 
-    wait_until(seen, f"there is no CRIU on {host.name}", CATCH_SECONDS)
+    wait_until(seen, f"there is no CRIU on {host.name}", patience_seconds)
     return found[0]
 
 

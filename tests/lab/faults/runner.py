@@ -38,9 +38,11 @@ PROMPT_SECONDS = 2.0
 RESOLVED_SECONDS = 5.0
 FREEZE_LIMIT = ("--freeze-timeout", "5s")
 TIDY_SECONDS = 8.0
+LEASE_SECONDS = 75.0  # a destination that could not be told that all is off asks after its lease of 60 s
 QUIET_SECONDS = 0.3  # a workload that ticks every 5 ms and was not seen for so long does not run
 POLL_SECONDS = 0.02
 OF_AN_AGENT = "descriptors of the agent"  # says nothing of an agent that was started anew
+CUTS = (Fault.CUT, Fault.CUT_FOR_GOOD)
 KILLED = {Fault.SOURCE_AGENT: Role.SOURCE, Fault.DESTINATION_AGENT: Role.DESTINATION}
 
 
@@ -241,7 +243,7 @@ class Runner:
         """Clear what the test itself has made and say what is left then, on both hosts."""
         self._continue()
         stage.clear()
-        deadline = time.monotonic() + TIDY_SECONDS
+        deadline = time.monotonic() + (LEASE_SECONDS if cell.fault in CUTS else TIDY_SECONDS)
         while True:
             left = []
             for role, host in self._hosts.items():

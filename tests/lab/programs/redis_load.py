@@ -1,7 +1,7 @@
 """Load for Redis over one connection: `redis_load.py ADDRESS PORT` sets, reads and counts with numbered values.
 
-Runs on the client. Every reply is compared with what it must be. Reads commands from standard input: `report` prints
-one line of JSON, `finish` reads everything again that was ever set, and ends.
+Runs on the client. Every reply is compared with what it must be. Reads commands from standard input: `report`
+and `brief` print one line of JSON, `finish` reads everything again that was ever set, and ends.
 """
 
 from __future__ import annotations
@@ -87,9 +87,10 @@ class Load:
             assert isinstance(values, list)
             self.lost += sum(value != _value(number).encode() for number, value in zip(numbers, values, strict=True))
 
-    def report(self) -> str:
-        """Say how it went so far."""
-        return json.dumps({"error": self.error, "number": self.number, "lost": self.lost, "done": self.done})
+    def report(self, *, brief: bool = False) -> str:
+        """Say how it went so far; brief: without the moments of all that was done before the last turn."""
+        done = self.done[-1:] if brief else self.done
+        return json.dumps({"error": self.error, "number": self.number, "lost": self.lost, "done": done})
 
 
 def _value(number: int) -> str:
@@ -104,8 +105,12 @@ def main() -> None:
         if not load.error:
             load.turn()
         if select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
-            if sys.stdin.readline().startswith("report"):
+            command = sys.stdin.readline()
+            if command.startswith("report"):
                 print(load.report(), flush=True)
+                continue
+            if command.startswith("brief"):
+                print(load.report(brief=True), flush=True)
                 continue
             if not load.error:
                 load.read_all()
