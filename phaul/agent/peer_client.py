@@ -21,7 +21,7 @@ from phaul.agent.messages import from_message, to_message
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, PhaulError, UnreachableError
 from phaul.migration.facts import DestinationFacts, FileFacts
-from phaul.migration.interfaces import PageImage
+from phaul.migration.interfaces import Digests, PageImage
 from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
@@ -36,6 +36,7 @@ ANSWER_SECONDS = 15.0
 TRANSFER_SECONDS = 600.0  # the images that are not memory: megabytes
 RESTORE_SECONDS = 3600.0  # grows with memory: the pages must have arrived and be read back
 UNDO_SECONDS = 30.0
+DIGEST_BYTES = 16  # XXH3-128
 WORD_SECONDS = 3.0  # answered out of memory
 KEEPALIVE_MS = 3000  # between two pings while a call is under way, and for the answer to one
 
@@ -112,7 +113,7 @@ class GrpcPeer:
         return reply.bytes
 
     async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
-        """What arrived over there, and its digests."""
+        """What arrived over there."""
         request = peer_pb2.ReceivedPagesRequest(migration_id=migration_id)
         images: list[PageImage] = []
         runs: list[tuple[int, int]] = []
@@ -123,13 +124,32 @@ class GrpcPeer:
                 async for part in call:
                     runs.extend(zip(part.addresses, part.pages, strict=True))
                     if part.last:
-                        images.append(PageImage(part.name, tuple(runs), tuple(part.digests)))
+                        images.append(PageImage(part.name, tuple(runs)))
                         runs.clear()
             finally:
                 call.cancel()
 
         await self._call(collect())
         return tuple(images)
+
+    async def page_digests(self, migration_id: str) -> Digests:
+        """Have it hashed over there."""
+        request = peer_pb2.ReceivedPagesRequest(migration_id=migration_id)
+        pieces: dict[str, bytes] = {}
+
+        async def collect() -> None:
+            call = self._stub.PageDigests(request, timeout=RESTORE_SECONDS)
+            try:
+                async for part in call:
+                    pieces[part.name] = pieces.get(part.name, b"") + part.digests
+            finally:
+                call.cancel()
+
+        await self._call(collect())
+        size = DIGEST_BYTES
+        return {
+            name: tuple(piece[at : at + size] for at in range(0, len(piece), size)) for name, piece in pieces.items()
+        }
 
     async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
         """A piece of what arrived."""

@@ -35,6 +35,7 @@ from phaul.transfer.image_stream import Chunk, ImageWriter
 log = structlog.get_logger(__name__)
 
 RUNS_A_MESSAGE = 100_000  # about 1 MB
+DIGESTS_A_MESSAGE = 65_536  # 1 MiB
 
 
 class HistoryObserver:
@@ -130,7 +131,7 @@ class PeerService(PeerServicer):
     async def ReceivedPages(
         self, request: peer_pb2.ReceivedPagesRequest, context: Context
     ) -> AsyncIterator[peer_pb2.PageImage]:
-        """Hash what came over the page channel."""
+        """What came over the page channel."""
         for image in await self._arrivals.received_pages(request.migration_id):
             for start in range(0, max(len(image.runs), 1), RUNS_A_MESSAGE):
                 runs = image.runs[start : start + RUNS_A_MESSAGE]
@@ -139,9 +140,18 @@ class PeerService(PeerServicer):
                     name=image.name,
                     addresses=(address for address, _ in runs),
                     pages=(pages for _, pages in runs),
-                    digests=image.digests if last else (),
                     last=last,
                 )
+
+    @reports_stream_errors
+    async def PageDigests(
+        self, request: peer_pb2.ReceivedPagesRequest, context: Context
+    ) -> AsyncIterator[peer_pb2.ImageDigests]:
+        """Hash it."""
+        for name, digests in (await self._arrivals.page_digests(request.migration_id)).items():
+            for start in range(0, len(digests), DIGESTS_A_MESSAGE):
+                piece = b"".join(digests[start : start + DIGESTS_A_MESSAGE])
+                yield peer_pb2.ImageDigests(name=name, digests=piece)
 
     @reports_errors
     async def ReceivedChunk(

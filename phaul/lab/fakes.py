@@ -18,6 +18,7 @@ from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree, TreeState
 from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, TaskFacts, WorkloadFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import (
+    Digests,
     PageImage,
     TreeHandle,
     TreeIdentity,
@@ -157,13 +158,18 @@ class FakeWorkload:
         return FakeKeeper(self._machine, facts.root_pid)
 
     async def differing(
-        self, tree: TreeHandle, images: Sequence[PageImage], fetch: Callable[[str, int], Awaitable[bytes]]
+        self,
+        tree: TreeHandle,
+        images: Sequence[PageImage],
+        theirs: Awaitable[Digests],
+        fetch: Callable[[str, int], Awaitable[bytes]],
     ) -> tuple[str, ...]:
         """Compare with what the tree really holds."""
+        there = await theirs
         self._machine.act("workload.differing")
         content = memoryview(self._machine.trees[tree.pids[0]].memory)
         here = digests(content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES))
-        return tuple(image.name for image in images if image.digests != here)
+        return tuple(image.name for image in images if there.get(image.name, ()) != here)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the copy."""

@@ -16,7 +16,7 @@ from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.destination import Arrival, reservation_of, room_bytes
 from phaul.migration.events import Outcome
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PageImage
+from phaul.migration.interfaces import Digests, PageImage
 from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.peer import PeerAgent, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word
@@ -168,18 +168,20 @@ class Arrivals:
         return await self._once(incoming, "restore", act)
 
     async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
-        """Hash what came over the page channel."""
+        """What came over the page channel, once all has."""
+        received = await asyncio.shield(self._find(migration_id).pages.received)
+        return tuple(PageImage(image.pagemap_name, image.runs) for image in received.images)
+
+    async def page_digests(self, migration_id: str) -> Digests:
+        """Hash it."""
         incoming = self._find(migration_id)
 
-        async def act() -> tuple[PageImage, ...]:
+        async def act() -> Digests:
             received = await asyncio.shield(incoming.pages.received)
-            digests = [await self._digests(incoming.arrival.images / image.pages_name) for image in received.images]
-            return tuple(
-                PageImage(image.pagemap_name, image.runs, of_chunks)
-                for image, of_chunks in zip(received.images, digests, strict=True)
-            )
+            directory = incoming.arrival.images
+            return {each.pagemap_name: await self._digests(directory / each.pages_name) for each in received.images}
 
-        return await self._once(incoming, "received_pages", act)
+        return await self._once(incoming, "page_digests", act)
 
     async def resume(self, migration_id: str) -> tuple[str, ...]:
         """RESUME. Also right for a migration that an agent before this one has let run."""
@@ -322,7 +324,7 @@ class Arrivals:
     def _end_lease(self, incoming: _Incoming) -> None:
         """The source has decided: nobody asks any more, and what came over the page channel need not be remembered."""
         incoming.pages.forget()
-        incoming.answers.pop("received_pages", None)
+        incoming.answers.pop("page_digests", None)
         lease, incoming.lease = incoming.lease, None
         if lease is not None and lease is not asyncio.current_task():
             lease.cancel()

@@ -10,6 +10,7 @@ holds a complete, restored copy, and the destination lets that run only when it 
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 
 from phaul.errors import (
     CancelledByUserError,
@@ -248,15 +249,14 @@ class Coordinator:
         """Compare what arrived with the memory as it lies in the frozen tree; runs beside the restore."""
         with self._timeline.step("verify memory"):
             images = await self._peer.received_pages(self._id)
-            differing = await self._host.workload.differing(tree, images, self._received_chunk)
+            theirs = self._peer.page_digests(self._id)
+            fetch = partial(self._peer.received_chunk, self._id)
+            differing = await self._host.workload.differing(tree, images, theirs, fetch)
         if differing:
             raise TransferError(
                 f"the memory was damaged on its way: {', '.join(differing)} on the destination differs from the source",
                 hint="Nothing of it was used. If it happens again, test the memory and network of both hosts.",
             )
-
-    async def _received_chunk(self, name: str, number: int) -> bytes:
-        return await self._peer.received_chunk(self._id, name, number)
 
     async def _give_up(self, addresses: tuple[AddressFacts, ...]) -> None:
         """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""

@@ -6,7 +6,7 @@ what state that leaves.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,12 +75,17 @@ class Workload(Protocol):
         ...
 
     async def differing(
-        self, tree: TreeHandle, images: Sequence[PageImage], fetch: Callable[[str, int], Awaitable[bytes]]
+        self,
+        tree: TreeHandle,
+        images: Sequence[PageImage],
+        theirs: Awaitable[Digests],
+        fetch: Callable[[str, int], Awaitable[bytes]],
     ) -> tuple[str, ...]:
         """Compare the memory of a frozen tree with what was received of it; give the names of images that differ.
 
-        `fetch` gives the content of a chunk (128 KiB, counted from 0) of an image on the destination: what the kernel
-        itself writes into a stopped thread may differ. Raises `TransferError` where the memory cannot be read.
+        The memory here is hashed while `theirs`, the digests of the destination, are on their way. `fetch` gives the
+        content of a chunk (128 KiB, counted from 0) of an image on the destination: what the kernel itself writes into
+        a stopped thread may differ. Raises `TransferError` where the memory cannot be read.
         """
         ...
 
@@ -137,12 +142,14 @@ class PageImage:
     """The pages of one task, or of one piece of shared memory, as the destination received them.
 
     `name` is the pagemap's file name: pagemap-PID.img or pagemap-shmem-INODE.img. `runs` are (address, count of pages)
-    in the order of arrival; `digests` are XXH3-128 over their content in that order, one for each 128 KiB of it.
+    in the order of arrival.
     """
 
     name: str
     runs: tuple[tuple[int, int], ...]
-    digests: tuple[bytes, ...]
+
+
+Digests = Mapping[str, tuple[bytes, ...]]  # image to XXH3-128 of each 128 KiB of its content, in the order of its runs
 
 
 class TreeHandle(Protocol):

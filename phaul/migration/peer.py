@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts
-from phaul.migration.interfaces import PageImage
+from phaul.migration.interfaces import Digests, PageImage
 from phaul.migration.recovery import Word
 
 
@@ -80,7 +80,11 @@ class PeerAgent(Protocol):
         ...
 
     async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
-        """What arrived over the page channel, hashed over there; waits until all has."""
+        """What arrived over the page channel; waits until all has."""
+        ...
+
+    async def page_digests(self, migration_id: str) -> Digests:
+        """The same, hashed over there."""
         ...
 
     async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:

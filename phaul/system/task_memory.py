@@ -73,11 +73,17 @@ def chunks_of_runs(path: Path, runs: Runs, page_size_bytes: int) -> Iterator[mem
 
 
 def chunks_of_file(path: Path) -> Iterator[memoryview]:
-    """Read a file from its beginning, cut into chunks. Each is valid until the next."""
-    buffer = own_pages(CHUNK_BYTES)
-    with path.open("rb", buffering=0) as file:
-        while size := file.readinto(buffer):
-            yield buffer[:size]
+    """Map a file and cut it into chunks. It must not shrink meanwhile."""
+    if path.stat().st_size == 0:
+        return
+    with (
+        path.open("rb") as file,
+        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
+        memoryview(mapped) as content,
+    ):
+        for start in range(0, len(content), CHUNK_BYTES):
+            with content[start : start + CHUNK_BYTES] as chunk:
+                yield chunk
 
 
 def digests(chunks: Iterable[memoryview]) -> tuple[bytes, ...]:

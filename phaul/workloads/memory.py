@@ -11,6 +11,7 @@ soon as the copy runs, so that it does not matter what is restored there.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import re
 import struct
@@ -18,7 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from phaul.errors import TransferError
-from phaul.migration.interfaces import PageImage
+from phaul.migration.interfaces import Digests, PageImage
 from phaul.system.memory import page_size_bytes
 from phaul.system.task_memory import CHUNK_BYTES, Runs, chunks_of_runs, digests, memory_of_task, shared_memory
 
@@ -40,14 +41,29 @@ def source_of(pids: Sequence[int], image: PageImage) -> Path:
     return shared_memory(pids, number) if match["shared"] else memory_of_task(number)
 
 
-def differing_chunks(pids: Sequence[int], image: PageImage) -> tuple[int, ...]:
-    """Give the numbers of the chunks whose digest is not that of the memory here. Blocks."""
+def digests_here(pids: Sequence[int], image: PageImage) -> tuple[bytes, ...]:
+    """Hash the memory behind an image as it lies here. Blocks."""
     try:
-        here = digests(chunks_of_runs(source_of(pids, image), image.runs, page_size_bytes()))
+        return digests(chunks_of_runs(source_of(pids, image), image.runs, page_size_bytes()))
     except OSError as error:
         raise TransferError(f"the memory behind {image.name} could not be read to compare it: {error}") from error
-    pairs = itertools.zip_longest(here, image.digests)
-    return tuple(number for number, (ours, theirs) in enumerate(pairs) if ours != theirs)
+
+
+async def differing(
+    pids: Sequence[int], images: Sequence[PageImage], here: Digests, there: Digests, fetch: Fetch
+) -> tuple[str, ...]:
+    """Give the names of the images that differ in more than what the kernel itself has written here meanwhile."""
+    found = []
+    for image in images:
+        pairs = itertools.zip_longest(here[image.name], there.get(image.name, ()))
+        for number, (ours, theirs) in enumerate(pairs):
+            if ours == theirs:
+                continue
+            content = await fetch(image.name, number)
+            if not written_by_kernel(await asyncio.to_thread(chunk_here, pids, image, number), content):
+                found.append(image.name)
+                break
+    return tuple(found)
 
 
 def chunk_here(pids: Sequence[int], image: PageImage, number: int) -> bytes:

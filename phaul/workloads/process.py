@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 
 from phaul.errors import PreflightError
 from phaul.migration.facts import FileFacts, Problem, TaskFacts, WorkloadFacts
-from phaul.migration.interfaces import PageImage, TreeHandle, TreeIdentity
+from phaul.migration.interfaces import Digests, PageImage, TreeHandle, TreeIdentity
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
@@ -39,17 +39,16 @@ class ProcessWorkload:
         """Start the keeper of a tree that is about to be frozen."""
         return await ProcessKeeper.start(facts)
 
-    async def differing(self, tree: TreeHandle, images: Sequence[PageImage], fetch: memory.Fetch) -> tuple[str, ...]:
+    async def differing(
+        self, tree: TreeHandle, images: Sequence[PageImage], theirs: Awaitable[Digests], fetch: memory.Fetch
+    ) -> tuple[str, ...]:
         """Hash the memory and compare; see `Workload.differing`."""
-        found = []
-        for image in images:
-            for number in await asyncio.to_thread(memory.differing_chunks, tree.pids, image):
-                theirs = await fetch(image.name, number)
-                ours = await asyncio.to_thread(memory.chunk_here, tree.pids, image, number)
-                if not memory.written_by_kernel(ours, theirs):
-                    found.append(image.name)
-                    break
-        return tuple(found)
+        there = asyncio.ensure_future(theirs)
+        try:
+            here = {image.name: await asyncio.to_thread(memory.digests_here, tree.pids, image) for image in images}
+            return await memory.differing(tree.pids, images, here, await there, fetch)
+        finally:
+            there.cancel()
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the processes of a tree for good."""

@@ -23,7 +23,7 @@ from phaul.migration.facts import (
     FileFacts,
     HostFacts,
 )
-from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PageImage, RestoreRequest
+from phaul.migration.interfaces import Digests, DumpRequest, HeldDump, HeldRestore, PageImage, RestoreRequest
 from phaul.migration.journal import Data, Mark, Record, last_of
 from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word, source_word
@@ -276,6 +276,9 @@ class SimPeer:
 
     async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
         return await self._send("received_pages", lambda: self._there.arrivals.received_pages(migration_id))
+
+    async def page_digests(self, migration_id: str) -> Digests:
+        return await self._send("page_digests", lambda: self._there.arrivals.page_digests(migration_id))
 
     async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
         return b""

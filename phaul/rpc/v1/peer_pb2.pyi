@@ -292,15 +292,39 @@ class ReceivedChunkReply(_message.Message):
 Global___ReceivedChunkReply: _TypeAlias = ReceivedChunkReply  # noqa: Y015
 
 @_typing.final
+class ImageDigests(_message.Message):
+    """A piece of the digests of one image: XXH3-128 of each 128 KiB of its runs' content, in order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    digests: _builtins.bytes
+    """16 bytes each"""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        digests: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImageDigests: _TypeAlias = ImageDigests  # noqa: Y015
+
+@_typing.final
 class PageImage(_message.Message):
-    """One pagemap and the digests of its pages. A long one comes in several messages, the last of which says so."""
+    """One pagemap. A long one comes in several messages, the last of which says so."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
-    DIGESTS_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     last: _builtins.bool
@@ -312,22 +336,17 @@ class PageImage(_message.Message):
     def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """of the runs, as many"""
 
-    @_builtins.property
-    def digests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """XXH3-128 of each 128 KiB of the runs' content, in order; with the last message"""
-
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.int] | None = ...,
         pages: _abc.Iterable[_builtins.int] | None = ...,
-        digests: _abc.Iterable[_builtins.bytes] | None = ...,
         last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "digests", b"digests", "last", b"last", "name", b"name", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "last", b"last", "name", b"name", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

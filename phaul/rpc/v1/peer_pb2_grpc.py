@@ -55,6 +55,11 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
                 _registered_method=True)
+        self.PageDigests = channel.unary_stream(
+                '/phaul.v1.Peer/PageDigests',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageDigests.FromString,
+                _registered_method=True)
         self.ReceivedChunk = channel.unary_unary(
                 '/phaul.v1.Peer/ReceivedChunk',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkRequest.SerializeToString,
@@ -107,7 +112,14 @@ class PeerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReceivedPages(self, request, context):
-        """What arrived over the page channel, hashed; waits until all has. Runs beside Restore.
+        """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PageDigests(self, request, context):
+        """The same, hashed.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -170,6 +182,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.ReceivedPages,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.SerializeToString,
+            ),
+            'PageDigests': grpc.unary_stream_rpc_method_handler(
+                    servicer.PageDigests,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageDigests.SerializeToString,
             ),
             'ReceivedChunk': grpc.unary_unary_rpc_method_handler(
                     servicer.ReceivedChunk,
@@ -305,6 +322,33 @@ class Peer:
             '/phaul.v1.Peer/ReceivedPages',
             phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PageDigests(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/phaul.v1.Peer/PageDigests',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageDigests.FromString,
             options,
             channel_credentials,
             insecure,

@@ -41,7 +41,9 @@ class PeerStub:
     SendImages: _grpc.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
     ReceivedPages: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]
-    """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
+    """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do."""
+    PageDigests: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.ImageDigests]
+    """The same, hashed."""
     ReceivedChunk: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]
     """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
     Restore: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]
@@ -63,7 +65,9 @@ class PeerAsyncStub(PeerStub):
     SendImages: _aio.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]  # type: ignore[assignment]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
     ReceivedPages: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]  # type: ignore[assignment]
-    """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
+    """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do."""
+    PageDigests: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.ImageDigests]  # type: ignore[assignment]
+    """The same, hashed."""
     ReceivedChunk: _aio.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]  # type: ignore[assignment]
     """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
     Restore: _aio.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]  # type: ignore[assignment]
@@ -106,7 +110,15 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.ReceivedPagesRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_peer_pb2.PageImage], _abc.AsyncIterator[_peer_pb2.PageImage]]:
-        """What arrived over the page channel, hashed; waits until all has. Runs beside Restore."""
+        """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do."""
+
+    @_abc_1.abstractmethod
+    def PageDigests(
+        self,
+        request: _peer_pb2.ReceivedPagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.ImageDigests], _abc.AsyncIterator[_peer_pb2.ImageDigests]]:
+        """The same, hashed."""
 
     @_abc_1.abstractmethod
     def ReceivedChunk(
