@@ -45,7 +45,7 @@ from phaul.migration.facts import (
 )
 from phaul.migration.host import Host
 from phaul.migration.interfaces import DumpRequest, HeldDump, TreeHandle
-from phaul.migration.journal import Journal, Mark
+from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.limits import Limits
 from phaul.migration.peer import PageChannel, PeerAgent, Reservation, RestoredCopy
 from phaul.migration.plan import fenced, has_connections, plan
@@ -108,8 +108,7 @@ class Coordinator:
         except Exception as error:
             if self.committed:
                 raise
-            defect = DefectError(f"phaul failed: {type(error).__name__}: {error}")
-            raise await self._roll_back(defect) from error
+            raise await self._roll_back(DefectError(f"phaul failed: {type(error).__name__}: {error}")) from error
         finally:
             self._limits.end()
 
@@ -145,7 +144,7 @@ class Coordinator:
 
         await self._enter(Phase.COMMIT)
         if (word := await self._peer.word(self._id)) is not Word.HELD:
-            raise SwitchoverError(f"{self._peer.name} was asked for the last time and does not hold the copy: {word}")
+            raise SwitchoverError(f"{self._peer.name} does not hold the copy any more: {word}")
         await self._commit(tree)
         self._timeline.killed_us = self._host.clock.monotonic_us()
 
@@ -154,11 +153,11 @@ class Coordinator:
             with self._timeline.step("resume", Role.DESTINATION):
                 await self._resume()
             self._timeline.resumed_us = self._host.clock.monotonic_us()
-            await self._journal.write(Mark.RESUMED)
+            await self._note(Mark.RESUMED)
         finally:
             await self._enter(Phase.CLEANUP)
             await self._clean_up(facts, held, channel)
-        await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
+        await self._note(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         return self._report(facts, addresses, copy, image_bytes)
 
     async def _preflight(self) -> tuple[WorkloadFacts, tuple[AddressFacts, ...]]:
@@ -327,10 +326,7 @@ class Coordinator:
             self._warn(f"left behind on the source: {leftover}")
 
     async def _roll_back(self, error: PhaulError) -> PhaulError:
-        """Undo everything and give the error to raise: the one that was met, of a kind that says where things stand.
-
-        Goes through to its end however often the task is cancelled meanwhile.
-        """
+        """Undo everything, however often the task is cancelled meanwhile; give the error to raise."""
         unwinding = asyncio.ensure_future(self._unwind())
         while not unwinding.done():
             try:
@@ -353,14 +349,18 @@ class Coordinator:
     async def _unwind(self) -> tuple[str, ...]:
         if not self._journal.records:
             return ()  # nothing was planned yet, so there is nothing to undo and nothing to remember
-        try:
-            await self._journal.write(Mark.ROLLING_BACK)
-        except PhaulError as error:
-            self._warn(error.message)  # the tree lives, so a recovery would roll back without this record as well
+        await self._note(Mark.ROLLING_BACK)
         leftovers = await self._undo.unwind()
         if not leftovers:
-            await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
+            await self._note(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
         return leftovers
+
+    async def _note(self, mark: Mark, data: Data | None = None) -> None:
+        """Journal what recovery would find out without it as well: failing to is no reason to fail."""
+        try:
+            await self._journal.write(mark, data)
+        except PhaulError as error:
+            self._warn(error.message)
 
     async def _abort_destination(self) -> None:
         try:

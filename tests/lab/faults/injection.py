@@ -94,7 +94,7 @@ def wait_stopped(host: Host, alive: Callable[[], bool]) -> None:
         time.sleep(POLL_SECONDS)
 
 
-def criu_of(host: Host, patience_seconds: float) -> int:
+def criu_of(host: Host, patience_seconds: float = CATCH_SECONDS) -> int:
     """Give the CRIU that the agent talks to."""
     found: list[int] = []
 
