@@ -47,8 +47,8 @@ QUIET_SECONDS = 0.3
 MOVED_SECONDS = 10.0
 PATIENCE_SECONDS = 1.0  # for a CRIU that is to be killed to be there
 # In the life of an agent, after which it has loaded all its code, remembers as many migrations as it ever will (32 that
-# left, 32 that came), and its allocator has found its size. Measured over 300 moves of this Redis without a fault: 82 MB
-# after 4 moves, 91 MB after 64, 95 MB after 130, and 95 to 96 MB from there to the 300th.
+# left, 32 that came), and its allocator has found its size. Measured over 300 moves of this Redis without a fault:
+# 82 MB after 4 moves, 91 MB after 64, 95 MB after 130, and 95 to 96 MB from there to the 300th.
 WARM_MOVES = 130
 KILLING_SHARE = 1 / 5  # agents are killed in the first moves only: after that they must live long enough to be measured
 GROWTH_LIMIT_BYTES = 5 << 20
