@@ -124,6 +124,7 @@ class Runner:
         notes += [each for each in found if LOST in each]
         if _path(ticks) not in ([source.ip4], [source.ip4, destination.ip4]):
             wrong.append("ran on " + ", ".join(self._names[host] for host in _path(ticks)))
+        left = self._left(cell, stage, notes)
         gap = longest_gap(ticks, since=move.began, until=time.monotonic())
         return Result(
             cell=cell,
@@ -131,7 +132,7 @@ class Runner:
             gap_seconds=gap,
             connection=connection,
             wrong=tuple(wrong),
-            left=self._left(cell, stage),
+            left=left,
             status=status,
             told=told,
             notes=tuple(notes),
@@ -239,11 +240,12 @@ class Runner:
                 return f"silent for {EXCHANGE_SECONDS:g} s"
             time.sleep(POLL_SECONDS)
 
-    def _left(self, cell: Cell, stage: Stage) -> tuple[str, ...]:
+    def _left(self, cell: Cell, stage: Stage, notes: list[str]) -> tuple[str, ...]:
         """Clear what the test itself has made and say what is left then, on both hosts."""
         self._continue()
         stage.clear()
-        deadline = time.monotonic() + (LEASE_SECONDS if cell.fault in CUTS else TIDY_SECONDS)
+        began = time.monotonic()
+        deadline = began + (LEASE_SECONDS if cell.fault in CUTS else TIDY_SECONDS)
         while True:
             left = []
             for role, host in self._hosts.items():
@@ -254,6 +256,9 @@ class Runner:
                 if KILLED.get(cell.fault) is role:
                     changes.pop(OF_AN_AGENT, None)
                 left += [f"{role}: {kind}: {what}" for kind, what in changes.items()]
+            waited = time.monotonic() - began
+            if not left and waited > TIDY_SECONDS:
+                notes.append(f"both hosts were as before {waited:.0f} s later")
             if not left or time.monotonic() > deadline:
                 return tuple(left)
             time.sleep(POLL_SECONDS)

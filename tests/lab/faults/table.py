@@ -25,6 +25,10 @@ freeze in the middle of the memory on a slowed link.
 """
 
 _LEGEND = """
+"As before" at the end of a cell means tables of nftables, rules, addresses, routes, mounts, processes, files, and the
+agents' descriptors, on both hosts. A destination that could not be told that all is off holds what it has until its
+lease of 60 s lets it ask; the note says so.
+
 Each cell: where the workload runs afterwards (**S**ource, **D**estination), the longest time without a tick in seconds,
 the exit status of `phaul migrate` (HUP: it was ended by the signal). `†`: see the notes below. An empty cell cannot be.
 """
