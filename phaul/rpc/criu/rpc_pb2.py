@@ -24,31 +24,31 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18phaul/rpc/criu/rpc.proto\x12\nphaul.criu\"D\n\nPageServer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\n\n\x02\x66\x64\x18\x04 \x01(\x05\"\xc2\x02\n\x07Options\x12\x15\n\rimages_dir_fd\x18\x01 \x02(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x17\n\x0ftcp_established\x18\x05 \x01(\x08\x12\x11\n\tshell_job\x18\x07 \x01(\x08\x12\x12\n\nfile_locks\x18\x08 \x01(\x08\x12\x11\n\tlog_level\x18\t \x01(\x05\x12\x10\n\x08log_file\x18\n \x01(\t\x12\"\n\x02ps\x18\x0b \x01(\x0b\x32\x16.phaul.criu.PageServer\x12\x16\n\x0enotify_scripts\x18\x0c \x01(\x08\x12\x13\n\x0bwork_dir_fd\x18\x11 \x01(\x05\x12\x12\n\nlink_remap\x18\x12 \x01(\x08\x12\x1a\n\x12tcp_skip_in_flight\x18. \x01(\x08\x12-\n\x0cnetwork_lock\x18@ \x01(\x0e\x32\x17.phaul.criu.NetworkLock\"%\n\x06Notify\x12\x0e\n\x06script\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\"F\n\x08\x46\x65\x61tures\x12\x11\n\tmem_track\x18\x01 \x01(\x08\x12\x12\n\nlazy_pages\x18\x02 \x01(\x08\x12\x13\n\x0bpidfd_store\x18\x03 \x01(\x08\"\xa6\x01\n\x07Request\x12%\n\x04type\x18\x01 \x02(\x0e\x32\x17.phaul.criu.RequestType\x12!\n\x04opts\x18\x02 \x01(\x0b\x32\x13.phaul.criu.Options\x12\x16\n\x0enotify_success\x18\x03 \x01(\x08\x12\x11\n\tkeep_open\x18\x04 \x01(\x08\x12&\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x14.phaul.criu.Features\"\x1c\n\rRestoreResult\x12\x0b\n\x03pid\x18\x01 \x02(\x05\"V\n\x07Version\x12\x14\n\x0cmajor_number\x18\x01 \x02(\x05\x12\x14\n\x0cminor_number\x18\x02 \x02(\x05\x12\r\n\x05gitid\x18\x03 \x01(\t\x12\x10\n\x08sublevel\x18\x04 \x01(\x05\"\xa9\x02\n\x08Response\x12%\n\x04type\x18\x01 \x02(\x0e\x32\x17.phaul.criu.RequestType\x12\x0f\n\x07success\x18\x02 \x02(\x08\x12*\n\x07restore\x18\x04 \x01(\x0b\x32\x19.phaul.criu.RestoreResult\x12\"\n\x06notify\x18\x05 \x01(\x0b\x32\x12.phaul.criu.Notify\x12\"\n\x02ps\x18\x06 \x01(\x0b\x32\x16.phaul.criu.PageServer\x12\x10\n\x08\x63r_errno\x18\x07 \x01(\x05\x12&\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32\x14.phaul.criu.Features\x12\x11\n\tcr_errmsg\x18\t \x01(\t\x12$\n\x07version\x18\n \x01(\x0b\x32\x13.phaul.criu.Version*[\n\x0bRequestType\x12\t\n\x05\x45MPTY\x10\x00\x12\x08\n\x04\x44UMP\x10\x01\x12\x0b\n\x07RESTORE\x10\x02\x12\n\n\x06NOTIFY\x10\x06\x12\x11\n\rFEATURE_CHECK\x10\t\x12\x0b\n\x07VERSION\x10\n*3\n\x0bNetworkLock\x12\x0c\n\x08IPTABLES\x10\x01\x12\x0c\n\x08NFTABLES\x10\x02\x12\x08\n\x04SKIP\x10\x03')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18phaul/rpc/criu/rpc.proto\x12\nphaul.criu\"D\n\nPageServer\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\t\x12\x0c\n\x04port\x18\x02 \x01(\x05\x12\x0b\n\x03pid\x18\x03 \x01(\x05\x12\n\n\x02\x66\x64\x18\x04 \x01(\x05\"\xfd\x02\n\x07Options\x12\x15\n\rimages_dir_fd\x18\x01 \x02(\x05\x12\x0b\n\x03pid\x18\x02 \x01(\x05\x12\x17\n\x0ftcp_established\x18\x05 \x01(\x08\x12\x11\n\tshell_job\x18\x07 \x01(\x08\x12\x12\n\nfile_locks\x18\x08 \x01(\x08\x12\x11\n\tlog_level\x18\t \x01(\x05\x12\x10\n\x08log_file\x18\n \x01(\t\x12\"\n\x02ps\x18\x0b \x01(\x0b\x32\x16.phaul.criu.PageServer\x12\x16\n\x0enotify_scripts\x18\x0c \x01(\x08\x12\x12\n\nparent_img\x18\x0e \x01(\t\x12\x11\n\ttrack_mem\x18\x0f \x01(\x08\x12\x13\n\x0bwork_dir_fd\x18\x11 \x01(\x05\x12\x12\n\nlink_remap\x18\x12 \x01(\x08\x12\x1a\n\x12tcp_skip_in_flight\x18. \x01(\x08\x12\x12\n\nlazy_pages\x18\x30 \x01(\x08\x12-\n\x0cnetwork_lock\x18@ \x01(\x0e\x32\x17.phaul.criu.NetworkLock\"%\n\x06Notify\x12\x0e\n\x06script\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x05\"F\n\x08\x46\x65\x61tures\x12\x11\n\tmem_track\x18\x01 \x01(\x08\x12\x12\n\nlazy_pages\x18\x02 \x01(\x08\x12\x13\n\x0bpidfd_store\x18\x03 \x01(\x08\"\xa6\x01\n\x07Request\x12%\n\x04type\x18\x01 \x02(\x0e\x32\x17.phaul.criu.RequestType\x12!\n\x04opts\x18\x02 \x01(\x0b\x32\x13.phaul.criu.Options\x12\x16\n\x0enotify_success\x18\x03 \x01(\x08\x12\x11\n\tkeep_open\x18\x04 \x01(\x08\x12&\n\x08\x66\x65\x61tures\x18\x05 \x01(\x0b\x32\x14.phaul.criu.Features\"\x1c\n\rRestoreResult\x12\x0b\n\x03pid\x18\x01 \x02(\x05\"V\n\x07Version\x12\x14\n\x0cmajor_number\x18\x01 \x02(\x05\x12\x14\n\x0cminor_number\x18\x02 \x02(\x05\x12\r\n\x05gitid\x18\x03 \x01(\t\x12\x10\n\x08sublevel\x18\x04 \x01(\x05\"\xa9\x02\n\x08Response\x12%\n\x04type\x18\x01 \x02(\x0e\x32\x17.phaul.criu.RequestType\x12\x0f\n\x07success\x18\x02 \x02(\x08\x12*\n\x07restore\x18\x04 \x01(\x0b\x32\x19.phaul.criu.RestoreResult\x12\"\n\x06notify\x18\x05 \x01(\x0b\x32\x12.phaul.criu.Notify\x12\"\n\x02ps\x18\x06 \x01(\x0b\x32\x16.phaul.criu.PageServer\x12\x10\n\x08\x63r_errno\x18\x07 \x01(\x05\x12&\n\x08\x66\x65\x61tures\x18\x08 \x01(\x0b\x32\x14.phaul.criu.Features\x12\x11\n\tcr_errmsg\x18\t \x01(\t\x12$\n\x07version\x18\n \x01(\x0b\x32\x13.phaul.criu.Version*p\n\x0bRequestType\x12\t\n\x05\x45MPTY\x10\x00\x12\x08\n\x04\x44UMP\x10\x01\x12\x0b\n\x07RESTORE\x10\x02\x12\n\n\x06NOTIFY\x10\x06\x12\x11\n\rFEATURE_CHECK\x10\t\x12\x0b\n\x07VERSION\x10\n\x12\x13\n\x0fSINGLE_PRE_DUMP\x10\r*3\n\x0bNetworkLock\x12\x0c\n\x08IPTABLES\x10\x01\x12\x0c\n\x08NFTABLES\x10\x02\x12\x08\n\x04SKIP\x10\x03')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phaul.rpc.criu.rpc_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_REQUESTTYPE']._serialized_start=1133
-  _globals['_REQUESTTYPE']._serialized_end=1224
-  _globals['_NETWORKLOCK']._serialized_start=1226
-  _globals['_NETWORKLOCK']._serialized_end=1277
+  _globals['_REQUESTTYPE']._serialized_start=1192
+  _globals['_REQUESTTYPE']._serialized_end=1304
+  _globals['_NETWORKLOCK']._serialized_start=1306
+  _globals['_NETWORKLOCK']._serialized_end=1357
   _globals['_PAGESERVER']._serialized_start=40
   _globals['_PAGESERVER']._serialized_end=108
   _globals['_OPTIONS']._serialized_start=111
-  _globals['_OPTIONS']._serialized_end=433
-  _globals['_NOTIFY']._serialized_start=435
-  _globals['_NOTIFY']._serialized_end=472
-  _globals['_FEATURES']._serialized_start=474
-  _globals['_FEATURES']._serialized_end=544
-  _globals['_REQUEST']._serialized_start=547
-  _globals['_REQUEST']._serialized_end=713
-  _globals['_RESTORERESULT']._serialized_start=715
-  _globals['_RESTORERESULT']._serialized_end=743
-  _globals['_VERSION']._serialized_start=745
-  _globals['_VERSION']._serialized_end=831
-  _globals['_RESPONSE']._serialized_start=834
-  _globals['_RESPONSE']._serialized_end=1131
+  _globals['_OPTIONS']._serialized_end=492
+  _globals['_NOTIFY']._serialized_start=494
+  _globals['_NOTIFY']._serialized_end=531
+  _globals['_FEATURES']._serialized_start=533
+  _globals['_FEATURES']._serialized_end=603
+  _globals['_REQUEST']._serialized_start=606
+  _globals['_REQUEST']._serialized_end=772
+  _globals['_RESTORERESULT']._serialized_start=774
+  _globals['_RESTORERESULT']._serialized_end=802
+  _globals['_VERSION']._serialized_start=804
+  _globals['_VERSION']._serialized_end=890
+  _globals['_RESPONSE']._serialized_start=893
+  _globals['_RESPONSE']._serialized_end=1190
 # @@protoc_insertion_point(module_scope)

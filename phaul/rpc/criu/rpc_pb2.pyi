@@ -31,6 +31,7 @@ class _RequestTypeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RequestTy
     NOTIFY: _RequestType.ValueType  # 6
     FEATURE_CHECK: _RequestType.ValueType  # 9
     VERSION: _RequestType.ValueType  # 10
+    SINGLE_PRE_DUMP: _RequestType.ValueType  # 13
 
 class RequestType(_RequestType, metaclass=_RequestTypeEnumTypeWrapper): ...
 
@@ -40,6 +41,7 @@ RESTORE: RequestType.ValueType  # 2
 NOTIFY: RequestType.ValueType  # 6
 FEATURE_CHECK: RequestType.ValueType  # 9
 VERSION: RequestType.ValueType  # 10
+SINGLE_PRE_DUMP: RequestType.ValueType  # 13
 Global___RequestType: _TypeAlias = RequestType  # noqa: Y015
 
 class _NetworkLock:
@@ -102,9 +104,12 @@ class Options(_message.Message):
     LOG_FILE_FIELD_NUMBER: _builtins.int
     PS_FIELD_NUMBER: _builtins.int
     NOTIFY_SCRIPTS_FIELD_NUMBER: _builtins.int
+    PARENT_IMG_FIELD_NUMBER: _builtins.int
+    TRACK_MEM_FIELD_NUMBER: _builtins.int
     WORK_DIR_FD_FIELD_NUMBER: _builtins.int
     LINK_REMAP_FIELD_NUMBER: _builtins.int
     TCP_SKIP_IN_FLIGHT_FIELD_NUMBER: _builtins.int
+    LAZY_PAGES_FIELD_NUMBER: _builtins.int
     NETWORK_LOCK_FIELD_NUMBER: _builtins.int
     images_dir_fd: _builtins.int
     pid: _builtins.int
@@ -114,9 +119,12 @@ class Options(_message.Message):
     log_level: _builtins.int
     log_file: _builtins.str
     notify_scripts: _builtins.bool
+    parent_img: _builtins.str
+    track_mem: _builtins.bool
     work_dir_fd: _builtins.int
     link_remap: _builtins.bool
     tcp_skip_in_flight: _builtins.bool
+    lazy_pages: _builtins.bool
     network_lock: Global___NetworkLock.ValueType
     @_builtins.property
     def ps(self) -> Global___PageServer: ...
@@ -132,14 +140,17 @@ class Options(_message.Message):
         log_file: _builtins.str | None = ...,
         ps: Global___PageServer | None = ...,
         notify_scripts: _builtins.bool | None = ...,
+        parent_img: _builtins.str | None = ...,
+        track_mem: _builtins.bool | None = ...,
         work_dir_fd: _builtins.int | None = ...,
         link_remap: _builtins.bool | None = ...,
         tcp_skip_in_flight: _builtins.bool | None = ...,
+        lazy_pages: _builtins.bool | None = ...,
         network_lock: Global___NetworkLock.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

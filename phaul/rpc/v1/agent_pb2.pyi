@@ -300,6 +300,7 @@ class MigrationSummary(_message.Message):
     ENDED_UNIX_US_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    LOADING_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     role: Global___Role.ValueType
     peer: _builtins.str
@@ -320,6 +321,10 @@ class MigrationSummary(_message.Message):
     def error(self) -> _facts_pb2.ErrorInfo:
         """of one that failed"""
 
+    @_builtins.property
+    def loading(self) -> Global___PagesLoading:
+        """on the destination, while the workload runs there before all its pages are in place"""
+
     def __init__(
         self,
         *,
@@ -334,14 +339,41 @@ class MigrationSummary(_message.Message):
         ended_unix_us: _builtins.int = ...,
         report: Global___MigrationReport | None = ...,
         error: _facts_pb2.ErrorInfo | None = ...,
+        loading: Global___PagesLoading | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "report", b"report"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "loading", b"loading", "report", b"report"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "ended_unix_us", b"ended_unix_us", "error", b"error", "migration_id", b"migration_id", "outcome", b"outcome", "peer", b"peer", "phase", b"phase", "report", b"report", "role", b"role", "root_pid", b"root_pid", "started_unix_us", b"started_unix_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "ended_unix_us", b"ended_unix_us", "error", b"error", "loading", b"loading", "migration_id", b"migration_id", "outcome", b"outcome", "peer", b"peer", "phase", b"phase", "report", b"report", "role", b"role", "root_pid", b"root_pid", "started_unix_us", b"started_unix_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MigrationSummary: _TypeAlias = MigrationSummary  # noqa: Y015
+
+@_typing.final
+class PagesLoading(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    FAILING_FIELD_NUMBER: _builtins.int
+    left_bytes: _builtins.int
+    total_bytes: _builtins.int
+    failing: _builtins.bool
+    """it does not go on for now, and is tried again and again"""
+    def __init__(
+        self,
+        *,
+        left_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+        failing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["failing", b"failing", "left_bytes", b"left_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PagesLoading: _TypeAlias = PagesLoading  # noqa: Y015
 
 @_typing.final
 class MigrationEvent(_message.Message):
@@ -355,6 +387,8 @@ class MigrationEvent(_message.Message):
     WARNING_FIELD_NUMBER: _builtins.int
     FINISHED_FIELD_NUMBER: _builtins.int
     STARTED_FIELD_NUMBER: _builtins.int
+    MODE_CHOSEN_FIELD_NUMBER: _builtins.int
+    ROUND_FINISHED_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     sequence: _builtins.int
     """1 for the first; 0 where the events themselves are no longer known"""
@@ -369,6 +403,10 @@ class MigrationEvent(_message.Message):
     def finished(self) -> Global___Finished: ...
     @_builtins.property
     def started(self) -> Global___Started: ...
+    @_builtins.property
+    def mode_chosen(self) -> Global___ModeChosen: ...
+    @_builtins.property
+    def round_finished(self) -> Global___RoundFinished: ...
     def __init__(
         self,
         *,
@@ -380,12 +418,14 @@ class MigrationEvent(_message.Message):
         warning: Global___Warning | None = ...,
         finished: Global___Finished | None = ...,
         started: Global___Started | None = ...,
+        mode_chosen: Global___ModeChosen | None = ...,
+        round_finished: Global___RoundFinished | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "phase_started", b"phase_started", "progress", b"progress", "started", b"started", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "mode_chosen", b"mode_chosen", "phase_started", b"phase_started", "progress", b"progress", "round_finished", b"round_finished", "started", b"started", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "migration_id", b"migration_id", "phase_started", b"phase_started", "progress", b"progress", "sequence", b"sequence", "started", b"started", "unix_us", b"unix_us", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "migration_id", b"migration_id", "mode_chosen", b"mode_chosen", "phase_started", b"phase_started", "progress", b"progress", "round_finished", b"round_finished", "sequence", b"sequence", "started", b"started", "unix_us", b"unix_us", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["phase_started", "progress", "warning", "finished", "started"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["phase_started", "progress", "warning", "finished", "started", "mode_chosen", "round_finished"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -496,6 +536,85 @@ class Warning(_message.Message):
 Global___Warning: _TypeAlias = Warning  # noqa: Y015
 
 @_typing.final
+class ModeChosen(_message.Message):
+    """How the memory goes, said once, before the first of it does."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    mode: _facts_pb2.Mode.ValueType
+    """never AUTO"""
+    reason: _builtins.str
+    """one sentence"""
+    def __init__(
+        self,
+        *,
+        mode: _facts_pb2.Mode.ValueType = ...,
+        reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mode", b"mode", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModeChosen: _TypeAlias = ModeChosen  # noqa: Y015
+
+@_typing.final
+class RoundFinished(_message.Message):
+    """One round of pre-copy."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUMBER_FIELD_NUMBER: _builtins.int
+    PAGE_BYTES_FIELD_NUMBER: _builtins.int
+    WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    SEND_US_FIELD_NUMBER: _builtins.int
+    FROZEN_US_FIELD_NUMBER: _builtins.int
+    DIRTY_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    PREDICTED_DOWNTIME_US_FIELD_NUMBER: _builtins.int
+    WISHED_DOWNTIME_US_FIELD_NUMBER: _builtins.int
+    NEXT_FIELD_NUMBER: _builtins.int
+    number: _builtins.int
+    """from 1"""
+    page_bytes: _builtins.int
+    """content of the pages that were sent"""
+    wire_bytes: _builtins.int
+    """what went over the wire for them"""
+    send_us: _builtins.int
+    """until the destination had all of it"""
+    frozen_us: _builtins.int
+    """how long the tasks stood still for it"""
+    dirty_bytes_per_second: _builtins.int
+    """how fast the workload writes; 0 after the first round"""
+    predicted_downtime_us: _builtins.int
+    """if it were frozen now"""
+    wished_downtime_us: _builtins.int
+    next: _builtins.str
+    """what follows, in words"""
+    def __init__(
+        self,
+        *,
+        number: _builtins.int = ...,
+        page_bytes: _builtins.int = ...,
+        wire_bytes: _builtins.int = ...,
+        send_us: _builtins.int = ...,
+        frozen_us: _builtins.int = ...,
+        dirty_bytes_per_second: _builtins.int = ...,
+        predicted_downtime_us: _builtins.int = ...,
+        wished_downtime_us: _builtins.int = ...,
+        next: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dirty_bytes_per_second", b"dirty_bytes_per_second", "frozen_us", b"frozen_us", "next", b"next", "number", b"number", "page_bytes", b"page_bytes", "predicted_downtime_us", b"predicted_downtime_us", "send_us", b"send_us", "wire_bytes", b"wire_bytes", "wished_downtime_us", b"wished_downtime_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RoundFinished: _TypeAlias = RoundFinished  # noqa: Y015
+
+@_typing.final
 class Finished(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -542,6 +661,12 @@ class MigrationReport(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     CONNECTIONS_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
+    WIRE_BYTES_FIELD_NUMBER: _builtins.int
+    COMPRESSED_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    ROUNDS_FIELD_NUMBER: _builtins.int
+    SENT_BYTES_FIELD_NUMBER: _builtins.int
+    PREDICTED_DOWNTIME_US_FIELD_NUMBER: _builtins.int
     new_pid: _builtins.int
     downtime_us: _builtins.int
     """source stopped until destination runs"""
@@ -555,6 +680,17 @@ class MigrationReport(_message.Message):
     """the other images"""
     processes: _builtins.int
     connections: _builtins.int
+    wire_bytes: _builtins.int
+    """what went over the wire for all pages, headers and all"""
+    compressed: _builtins.bool
+    """whether any of them went compressed"""
+    mode: _facts_pb2.Mode.ValueType
+    rounds: _builtins.int
+    """of pre-copy, before the freeze"""
+    sent_bytes: _builtins.int
+    """content of all pages that were sent, those of earlier rounds too"""
+    predicted_downtime_us: _builtins.int
+    """as it was predicted right before the freeze; 0 where it was not"""
     @_builtins.property
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseDuration]:
         """in order"""
@@ -584,10 +720,16 @@ class MigrationReport(_message.Message):
         processes: _builtins.int = ...,
         connections: _builtins.int = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
+        wire_bytes: _builtins.int = ...,
+        compressed: _builtins.bool = ...,
+        mode: _facts_pb2.Mode.ValueType = ...,
+        rounds: _builtins.int = ...,
+        sent_bytes: _builtins.int = ...,
+        predicted_downtime_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "connections", b"connections", "downtime_us", b"downtime_us", "freeze_us", b"freeze_us", "image_bytes", b"image_bytes", "memory_bytes", b"memory_bytes", "new_pid", b"new_pid", "phases", b"phases", "processes", b"processes", "steps", b"steps", "total_us", b"total_us", "warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "compressed", b"compressed", "connections", b"connections", "downtime_us", b"downtime_us", "freeze_us", b"freeze_us", "image_bytes", b"image_bytes", "memory_bytes", b"memory_bytes", "mode", b"mode", "new_pid", b"new_pid", "phases", b"phases", "predicted_downtime_us", b"predicted_downtime_us", "processes", b"processes", "rounds", b"rounds", "sent_bytes", b"sent_bytes", "steps", b"steps", "total_us", b"total_us", "warnings", b"warnings", "wire_bytes", b"wire_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -4,6 +4,7 @@ import grpc
 import warnings
 
 from phaul.rpc.v1 import agent_pb2 as phaul_dot_rpc_dot_v1_dot_agent__pb2
+from phaul.rpc.v1 import dirty_rate_pb2 as phaul_dot_rpc_dot_v1_dot_dirty__rate__pb2
 from phaul.rpc.v1 import facts_pb2 as phaul_dot_rpc_dot_v1_dot_facts__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -44,6 +45,11 @@ class AgentStub:
                 '/phaul.v1.Agent/Check',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_facts__pb2.MigrationRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_facts__pb2.CheckReport.FromString,
+                _registered_method=True)
+        self.MeasureDirtyRate = channel.unary_unary(
+                '/phaul.v1.Agent/MeasureDirtyRate',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_dirty__rate__pb2.DirtyRateRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_dirty__rate__pb2.DirtyRateReport.FromString,
                 _registered_method=True)
         self.StartMigration = channel.unary_unary(
                 '/phaul.v1.Agent/StartMigration',
@@ -89,6 +95,14 @@ class AgentServicer:
 
     def Check(self, request, context):
         """Preflight alone: compares both hosts with what the workload uses. Touches nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def MeasureDirtyRate(self, request, context):
+        """Watches how fast a workload writes to its memory, for so many seconds; with a destination also what downtime to
+        expect. Stops nothing. Refused while the workload is being migrated.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -149,6 +163,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.Check,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_facts__pb2.MigrationRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_facts__pb2.CheckReport.SerializeToString,
+            ),
+            'MeasureDirtyRate': grpc.unary_unary_rpc_method_handler(
+                    servicer.MeasureDirtyRate,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_dirty__rate__pb2.DirtyRateRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_dirty__rate__pb2.DirtyRateReport.SerializeToString,
             ),
             'StartMigration': grpc.unary_unary_rpc_method_handler(
                     servicer.StartMigration,
@@ -235,6 +254,33 @@ class Agent:
             '/phaul.v1.Agent/Check',
             phaul_dot_rpc_dot_v1_dot_facts__pb2.MigrationRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_facts__pb2.CheckReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def MeasureDirtyRate(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Agent/MeasureDirtyRate',
+            phaul_dot_rpc_dot_v1_dot_dirty__rate__pb2.DirtyRateRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_dirty__rate__pb2.DirtyRateReport.FromString,
             options,
             channel_credentials,
             insecure,

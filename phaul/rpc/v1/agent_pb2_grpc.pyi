@@ -6,6 +6,7 @@ The API of an agent for the person on its host: Unix socket, root only."""
 from collections import abc as _abc
 from grpc import aio as _aio
 from phaul.rpc.v1 import agent_pb2 as _agent_pb2
+from phaul.rpc.v1 import dirty_rate_pb2 as _dirty_rate_pb2
 from phaul.rpc.v1 import facts_pb2 as _facts_pb2
 import abc as _abc_1
 import grpc as _grpc
@@ -36,6 +37,10 @@ class AgentStub:
     """What this host is and can do."""
     Check: _grpc.UnaryUnaryMultiCallable[_facts_pb2.MigrationRequest, _facts_pb2.CheckReport]
     """Preflight alone: compares both hosts with what the workload uses. Touches nothing."""
+    MeasureDirtyRate: _grpc.UnaryUnaryMultiCallable[_dirty_rate_pb2.DirtyRateRequest, _dirty_rate_pb2.DirtyRateReport]
+    """Watches how fast a workload writes to its memory, for so many seconds; with a destination also what downtime to
+    expect. Stops nothing. Refused while the workload is being migrated.
+    """
     StartMigration: _grpc.UnaryUnaryMultiCallable[_facts_pb2.MigrationRequest, _agent_pb2.StartMigrationReply]
     """Starts a migration in the agent and returns at once; watch it to see it through. It goes on when the caller leaves."""
     WatchMigration: _grpc.UnaryStreamMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.MigrationEvent]
@@ -58,6 +63,10 @@ class AgentAsyncStub(AgentStub):
     """What this host is and can do."""
     Check: _aio.UnaryUnaryMultiCallable[_facts_pb2.MigrationRequest, _facts_pb2.CheckReport]  # type: ignore[assignment]
     """Preflight alone: compares both hosts with what the workload uses. Touches nothing."""
+    MeasureDirtyRate: _aio.UnaryUnaryMultiCallable[_dirty_rate_pb2.DirtyRateRequest, _dirty_rate_pb2.DirtyRateReport]  # type: ignore[assignment]
+    """Watches how fast a workload writes to its memory, for so many seconds; with a destination also what downtime to
+    expect. Stops nothing. Refused while the workload is being migrated.
+    """
     StartMigration: _aio.UnaryUnaryMultiCallable[_facts_pb2.MigrationRequest, _agent_pb2.StartMigrationReply]  # type: ignore[assignment]
     """Starts a migration in the agent and returns at once; watch it to see it through. It goes on when the caller leaves."""
     WatchMigration: _aio.UnaryStreamMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.MigrationEvent]  # type: ignore[assignment]
@@ -89,6 +98,16 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_facts_pb2.CheckReport, _abc.Awaitable[_facts_pb2.CheckReport]]:
         """Preflight alone: compares both hosts with what the workload uses. Touches nothing."""
+
+    @_abc_1.abstractmethod
+    def MeasureDirtyRate(
+        self,
+        request: _dirty_rate_pb2.DirtyRateRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_dirty_rate_pb2.DirtyRateReport, _abc.Awaitable[_dirty_rate_pb2.DirtyRateReport]]:
+        """Watches how fast a workload writes to its memory, for so many seconds; with a destination also what downtime to
+        expect. Stops nothing. Refused while the workload is being migrated.
+        """
 
     @_abc_1.abstractmethod
     def StartMigration(

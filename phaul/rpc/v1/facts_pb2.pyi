@@ -32,6 +32,7 @@ class _FileUseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_FileUse.Value
     FILE_USE_WORKING_DIRECTORY: _FileUse.ValueType  # 4
     FILE_USE_ROOT_DIRECTORY: _FileUse.ValueType  # 5
     FILE_USE_SOCKET_DIRECTORY: _FileUse.ValueType  # 6
+    FILE_USE_WATCHED: _FileUse.ValueType  # 7
 
 class FileUse(_FileUse, metaclass=_FileUseEnumTypeWrapper): ...
 
@@ -42,6 +43,7 @@ FILE_USE_OPEN: FileUse.ValueType  # 3
 FILE_USE_WORKING_DIRECTORY: FileUse.ValueType  # 4
 FILE_USE_ROOT_DIRECTORY: FileUse.ValueType  # 5
 FILE_USE_SOCKET_DIRECTORY: FileUse.ValueType  # 6
+FILE_USE_WATCHED: FileUse.ValueType  # 7
 Global___FileUse: _TypeAlias = FileUse  # noqa: Y015
 
 class _Severity:
@@ -60,6 +62,83 @@ SEVERITY_UNSPECIFIED: Severity.ValueType  # 0
 SEVERITY_REFUSES: Severity.ValueType  # 1
 SEVERITY_WARNS: Severity.ValueType  # 2
 Global___Severity: _TypeAlias = Severity  # noqa: Y015
+
+class _Compression:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _CompressionEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Compression.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    COMPRESSION_UNSPECIFIED: _Compression.ValueType  # 0
+    COMPRESSION_AUTO: _Compression.ValueType  # 1
+    """where it is measured to help"""
+    COMPRESSION_ZSTD: _Compression.ValueType  # 2
+    COMPRESSION_NONE: _Compression.ValueType  # 3
+
+class Compression(_Compression, metaclass=_CompressionEnumTypeWrapper):
+    """Whether the memory is compressed on its way."""
+
+COMPRESSION_UNSPECIFIED: Compression.ValueType  # 0
+COMPRESSION_AUTO: Compression.ValueType  # 1
+"""where it is measured to help"""
+COMPRESSION_ZSTD: Compression.ValueType  # 2
+COMPRESSION_NONE: Compression.ValueType  # 3
+Global___Compression: _TypeAlias = Compression  # noqa: Y015
+
+class _Mode:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Mode.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    MODE_UNSPECIFIED: _Mode.ValueType  # 0
+    MODE_AUTO: _Mode.ValueType  # 1
+    """as both hosts can"""
+    MODE_PRE_COPY: _Mode.ValueType  # 2
+    """memory moves in rounds while the workload runs"""
+    MODE_STOP_AND_COPY: _Mode.ValueType  # 3
+    """all of it while the workload is frozen"""
+
+class Mode(_Mode, metaclass=_ModeEnumTypeWrapper): ...
+
+MODE_UNSPECIFIED: Mode.ValueType  # 0
+MODE_AUTO: Mode.ValueType  # 1
+"""as both hosts can"""
+MODE_PRE_COPY: Mode.ValueType  # 2
+"""memory moves in rounds while the workload runs"""
+MODE_STOP_AND_COPY: Mode.ValueType  # 3
+"""all of it while the workload is frozen"""
+Global___Mode: _TypeAlias = Mode  # noqa: Y015
+
+class _OnStall:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _OnStallEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_OnStall.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    ON_STALL_UNSPECIFIED: _OnStall.ValueType  # 0
+    ON_STALL_REFUSE: _OnStall.ValueType  # 1
+    """give up, the workload stays"""
+    ON_STALL_FREEZE: _OnStall.ValueType  # 2
+    """accept the longer pause"""
+    ON_STALL_THROTTLE: _OnStall.ValueType  # 3
+    """slow the workload down, step by step"""
+    ON_STALL_POSTCOPY: _OnStall.ValueType  # 4
+    """not built"""
+
+class OnStall(_OnStall, metaclass=_OnStallEnumTypeWrapper):
+    """What to do when rounds do not bring the downtime below what is acceptable."""
+
+ON_STALL_UNSPECIFIED: OnStall.ValueType  # 0
+ON_STALL_REFUSE: OnStall.ValueType  # 1
+"""give up, the workload stays"""
+ON_STALL_FREEZE: OnStall.ValueType  # 2
+"""accept the longer pause"""
+ON_STALL_THROTTLE: OnStall.ValueType  # 3
+"""slow the workload down, step by step"""
+ON_STALL_POSTCOPY: OnStall.ValueType  # 4
+"""not built"""
+Global___OnStall: _TypeAlias = OnStall  # noqa: Y015
 
 @_typing.final
 class Problem(_message.Message):
@@ -136,6 +215,7 @@ class FileFacts(_message.Message):
     BUILD_ID_FIELD_NUMBER: _builtins.int
     WRITABLE_FIELD_NUMBER: _builtins.int
     APPEND_ONLY_FIELD_NUMBER: _builtins.int
+    LOCKED_FIELD_NUMBER: _builtins.int
     path: _builtins.str
     use: Global___FileUse.ValueType
     exists: _builtins.bool
@@ -144,6 +224,7 @@ class FileFacts(_message.Message):
     build_id: _builtins.str
     writable: _builtins.bool
     append_only: _builtins.bool
+    locked: _builtins.bool
     def __init__(
         self,
         *,
@@ -155,10 +236,11 @@ class FileFacts(_message.Message):
         build_id: _builtins.str = ...,
         writable: _builtins.bool = ...,
         append_only: _builtins.bool = ...,
+        locked: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_only", b"append_only", "build_id", b"build_id", "exists", b"exists", "mode", b"mode", "path", b"path", "size_bytes", b"size_bytes", "use", b"use", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append_only", b"append_only", "build_id", b"build_id", "exists", b"exists", "locked", b"locked", "mode", b"mode", "path", b"path", "size_bytes", b"size_bytes", "use", b"use", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -213,10 +295,24 @@ class WorkloadFacts(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     NEEDS_SHELL_JOB_FIELD_NUMBER: _builtins.int
     HAS_OWN_NETWORK_FIELD_NUMBER: _builtins.int
+    HELPER_IDS_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    MOST_MAPPINGS_FIELD_NUMBER: _builtins.int
+    MOST_OPEN_FILES_FIELD_NUMBER: _builtins.int
+    HUGE_PAGE_BYTES_FIELD_NUMBER: _builtins.int
+    TERMINALS_FIELD_NUMBER: _builtins.int
+    UNIX_NAMES_FIELD_NUMBER: _builtins.int
+    BOUND_DEVICES_FIELD_NUMBER: _builtins.int
+    SECURITY_LABEL_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     memory_bytes: _builtins.int
     needs_shell_job: _builtins.bool
     has_own_network: _builtins.bool
+    capabilities: _builtins.int
+    most_mappings: _builtins.int
+    most_open_files: _builtins.int
+    huge_page_bytes: _builtins.int
+    security_label: _builtins.str
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskFacts]: ...
     @_builtins.property
@@ -225,6 +321,14 @@ class WorkloadFacts(_message.Message):
     def connections(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectionFacts]: ...
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
+    @_builtins.property
+    def helper_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def terminals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def unix_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def bound_devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -236,10 +340,19 @@ class WorkloadFacts(_message.Message):
         problems: _abc.Iterable[Global___Problem] | None = ...,
         needs_shell_job: _builtins.bool = ...,
         has_own_network: _builtins.bool = ...,
+        helper_ids: _abc.Iterable[_builtins.int] | None = ...,
+        capabilities: _builtins.int = ...,
+        most_mappings: _builtins.int = ...,
+        most_open_files: _builtins.int = ...,
+        huge_page_bytes: _builtins.int = ...,
+        terminals: _abc.Iterable[_builtins.int] | None = ...,
+        unix_names: _abc.Iterable[_builtins.str] | None = ...,
+        bound_devices: _abc.Iterable[_builtins.str] | None = ...,
+        security_label: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["connections", b"connections", "files", b"files", "has_own_network", b"has_own_network", "memory_bytes", b"memory_bytes", "needs_shell_job", b"needs_shell_job", "problems", b"problems", "root_pid", b"root_pid", "tasks", b"tasks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_devices", b"bound_devices", "capabilities", b"capabilities", "connections", b"connections", "files", b"files", "has_own_network", b"has_own_network", "helper_ids", b"helper_ids", "huge_page_bytes", b"huge_page_bytes", "memory_bytes", b"memory_bytes", "most_mappings", b"most_mappings", "most_open_files", b"most_open_files", "needs_shell_job", b"needs_shell_job", "problems", b"problems", "root_pid", b"root_pid", "security_label", b"security_label", "tasks", b"tasks", "terminals", b"terminals", "unix_names", b"unix_names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -286,6 +399,13 @@ class HostFacts(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
     DEVICES_FIELD_NUMBER: _builtins.int
+    CPU_FEATURES_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_FIELD_NUMBER: _builtins.int
+    MAX_MAPPINGS_FIELD_NUMBER: _builtins.int
+    MAX_OPEN_FILES_FIELD_NUMBER: _builtins.int
+    MAX_PID_FIELD_NUMBER: _builtins.int
+    FREE_HUGE_PAGE_BYTES_FIELD_NUMBER: _builtins.int
+    SECURITY_MODULES_FIELD_NUMBER: _builtins.int
     host_name: _builtins.str
     phaul_version: _builtins.str
     kernel_release: _builtins.str
@@ -294,6 +414,11 @@ class HostFacts(_message.Message):
     criu_version: _builtins.str
     criu_path: _builtins.str
     memory_available_bytes: _builtins.int
+    capabilities: _builtins.int
+    max_mappings: _builtins.int
+    max_open_files: _builtins.int
+    max_pid: _builtins.int
+    free_huge_page_bytes: _builtins.int
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -302,6 +427,10 @@ class HostFacts(_message.Message):
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
     @_builtins.property
     def devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def security_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -317,14 +446,51 @@ class HostFacts(_message.Message):
         addresses: _abc.Iterable[Global___AddressFacts] | None = ...,
         problems: _abc.Iterable[Global___Problem] | None = ...,
         devices: _abc.Iterable[_builtins.str] | None = ...,
+        cpu_features: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities: _builtins.int = ...,
+        max_mappings: _builtins.int = ...,
+        max_open_files: _builtins.int = ...,
+        max_pid: _builtins.int = ...,
+        free_huge_page_bytes: _builtins.int = ...,
+        security_modules: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "host_name", b"host_name", "kernel_release", b"kernel_release", "memory_available_bytes", b"memory_available_bytes", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___HostFacts: _TypeAlias = HostFacts  # noqa: Y015
+
+@_typing.final
+class Occupancy(_message.Message):
+    """What is in use on a host that a workload may want as well."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOCKETS_FIELD_NUMBER: _builtins.int
+    UNIX_NAMES_FIELD_NUMBER: _builtins.int
+    TERMINALS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sockets(self) -> _containers.RepeatedCompositeFieldContainer[Global___ConnectionFacts]: ...
+    @_builtins.property
+    def unix_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def terminals(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def __init__(
+        self,
+        *,
+        sockets: _abc.Iterable[Global___ConnectionFacts] | None = ...,
+        unix_names: _abc.Iterable[_builtins.str] | None = ...,
+        terminals: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sockets", b"sockets", "terminals", b"terminals", "unix_names", b"unix_names"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Occupancy: _TypeAlias = Occupancy  # noqa: Y015
 
 @_typing.final
 class DestinationFacts(_message.Message):
@@ -334,6 +500,7 @@ class DestinationFacts(_message.Message):
     FILES_FIELD_NUMBER: _builtins.int
     TAKEN_IDS_FIELD_NUMBER: _builtins.int
     LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
+    OCCUPIED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def host(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -342,6 +509,8 @@ class DestinationFacts(_message.Message):
     def taken_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     @_builtins.property
     def local_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def occupied(self) -> Global___Occupancy: ...
     def __init__(
         self,
         *,
@@ -349,10 +518,11 @@ class DestinationFacts(_message.Message):
         files: _abc.Iterable[Global___FileFacts] | None = ...,
         taken_ids: _abc.Iterable[_builtins.int] | None = ...,
         local_addresses: _abc.Iterable[_builtins.str] | None = ...,
+        occupied: Global___Occupancy | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "occupied", b"occupied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "host", b"host", "local_addresses", b"local_addresses", "taken_ids", b"taken_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "host", b"host", "local_addresses", b"local_addresses", "occupied", b"occupied", "taken_ids", b"taken_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -393,6 +563,12 @@ class MigrationRequest(_message.Message):
     DROP_UNACCEPTED_FIELD_NUMBER: _builtins.int
     TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
     FREEZE_TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    BANDWIDTH_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    COMPRESS_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    MAX_DOWNTIME_SECONDS_FIELD_NUMBER: _builtins.int
+    MAX_ROUNDS_FIELD_NUMBER: _builtins.int
+    ON_STALL_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
     drop_unaccepted: _builtins.bool
@@ -400,6 +576,15 @@ class MigrationRequest(_message.Message):
     """for everything up to COMMIT; 0: no limit"""
     freeze_timeout_seconds: _builtins.float
     """for the tasks to stand still on the source; 0: no limit"""
+    bandwidth_bytes_per_second: _builtins.int
+    """cap on what the migration sends; 0: not said"""
+    compress: Global___Compression.ValueType
+    mode: Global___Mode.ValueType
+    max_downtime_seconds: _builtins.float
+    """the pause that is acceptable; 0: not said"""
+    max_rounds: _builtins.int
+    """of pre-copy; 0: not said"""
+    on_stall: Global___OnStall.ValueType
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRequest]: ...
     def __init__(
@@ -411,10 +596,16 @@ class MigrationRequest(_message.Message):
         drop_unaccepted: _builtins.bool = ...,
         timeout_seconds: _builtins.float = ...,
         freeze_timeout_seconds: _builtins.float = ...,
+        bandwidth_bytes_per_second: _builtins.int = ...,
+        compress: Global___Compression.ValueType = ...,
+        mode: Global___Mode.ValueType = ...,
+        max_downtime_seconds: _builtins.float = ...,
+        max_rounds: _builtins.int = ...,
+        on_stall: Global___OnStall.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -428,6 +619,9 @@ class CheckReport(_message.Message):
     DESTINATION_FIELD_NUMBER: _builtins.int
     WORKLOAD_FIELD_NUMBER: _builtins.int
     PROBLEMS_FIELD_NUMBER: _builtins.int
+    FINE_FIELD_NUMBER: _builtins.int
+    EXPECTED_DOWNTIME_US_FIELD_NUMBER: _builtins.int
+    expected_downtime_us: _builtins.int
     @_builtins.property
     def source(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -436,6 +630,8 @@ class CheckReport(_message.Message):
     def workload(self) -> Global___WorkloadFacts: ...
     @_builtins.property
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
+    @_builtins.property
+    def fine(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -443,10 +639,12 @@ class CheckReport(_message.Message):
         destination: Global___HostFacts | None = ...,
         workload: Global___WorkloadFacts | None = ...,
         problems: _abc.Iterable[Global___Problem] | None = ...,
+        fine: _abc.Iterable[_builtins.str] | None = ...,
+        expected_downtime_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "problems", b"problems", "source", b"source", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "expected_downtime_us", b"expected_downtime_us", "fine", b"fine", "problems", b"problems", "source", b"source", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

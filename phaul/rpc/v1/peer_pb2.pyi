@@ -151,22 +151,45 @@ class PrepareReply(_message.Message):
 
     PAGE_CHANNEL_PORT_FIELD_NUMBER: _builtins.int
     TOKEN_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     page_channel_port: _builtins.int
     token: _builtins.bytes
     """32 random bytes that open the page channel once"""
+    sealed: _builtins.bool
+    """the channel is encrypted, with keys made of the token"""
     def __init__(
         self,
         *,
         page_channel_port: _builtins.int = ...,
         token: _builtins.bytes = ...,
+        sealed: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_channel_port", b"page_channel_port", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_channel_port", b"page_channel_port", "sealed", b"sealed", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___PrepareReply: _TypeAlias = PrepareReply  # noqa: Y015
+
+@_typing.final
+class ReopenPagesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReopenPagesRequest: _TypeAlias = ReopenPagesRequest  # noqa: Y015
 
 @_typing.final
 class ImageChunk(_message.Message):
@@ -256,7 +279,7 @@ class ReceivedChunkRequest(_message.Message):
     name: _builtins.str
     """of the pagemap"""
     number: _builtins.int
-    """of the chunk, from 0"""
+    """of the block, from 0"""
     def __init__(
         self,
         *,
@@ -293,7 +316,9 @@ Global___ReceivedChunkReply: _TypeAlias = ReceivedChunkReply  # noqa: Y015
 
 @_typing.final
 class ImageDigests(_message.Message):
-    """A piece of the digests of one image: XXH3-128 of each 128 KiB of its runs' content, in order."""
+    """A piece of the digests of one image: XXH3-128 of each of its blocks, in order. A block is what the image has between two
+    multiples of 128 KiB.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -45,6 +45,11 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareReply.FromString,
                 _registered_method=True)
+        self.ReopenPages = channel.unary_unary(
+                '/phaul.v1.Peer/ReopenPages',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReopenPagesRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareReply.FromString,
+                _registered_method=True)
         self.SendImages = channel.stream_unary(
                 '/phaul.v1.Peer/SendImages',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageChunk.SerializeToString,
@@ -104,6 +109,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ReopenPages(self, request, context):
+        """PRECOPY: the page channel broke. What came over it is forgotten, and another one is waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def SendImages(self, request_iterator, context):
         """TRANSFER: the images that are not memory. Returns once all are written and verified.
         """
@@ -126,7 +138,7 @@ class PeerServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ReceivedChunk(self, request, context):
-        """A chunk (128 KiB) of an image as it arrived, to see in what it differs.
+        """A block of an image as it arrived, to see in what it differs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -171,6 +183,11 @@ def add_PeerServicer_to_server(servicer, server):
             'Prepare': grpc.unary_unary_rpc_method_handler(
                     servicer.Prepare,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareReply.SerializeToString,
+            ),
+            'ReopenPages': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReopenPages,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReopenPagesRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareReply.SerializeToString,
             ),
             'SendImages': grpc.stream_unary_rpc_method_handler(
@@ -267,6 +284,33 @@ class Peer:
             target,
             '/phaul.v1.Peer/Prepare',
             phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReopenPages(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Peer/ReopenPages',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReopenPagesRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_peer__pb2.PrepareReply.FromString,
             options,
             channel_credentials,

@@ -38,6 +38,8 @@ class PeerStub:
     """What this host is, and what it has of what the workload needs. Touches nothing."""
     Prepare: _grpc.UnaryUnaryMultiCallable[_peer_pb2.PrepareRequest, _peer_pb2.PrepareReply]
     """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
+    ReopenPages: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ReopenPagesRequest, _peer_pb2.PrepareReply]
+    """PRECOPY: the page channel broke. What came over it is forgotten, and another one is waited for."""
     SendImages: _grpc.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
     ReceivedPages: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]
@@ -45,7 +47,7 @@ class PeerStub:
     PageDigests: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.ImageDigests]
     """The same, hashed."""
     ReceivedChunk: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]
-    """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
+    """A block of an image as it arrived, to see in what it differs."""
     Restore: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]
@@ -62,6 +64,8 @@ class PeerAsyncStub(PeerStub):
     """What this host is, and what it has of what the workload needs. Touches nothing."""
     Prepare: _aio.UnaryUnaryMultiCallable[_peer_pb2.PrepareRequest, _peer_pb2.PrepareReply]  # type: ignore[assignment]
     """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
+    ReopenPages: _aio.UnaryUnaryMultiCallable[_peer_pb2.ReopenPagesRequest, _peer_pb2.PrepareReply]  # type: ignore[assignment]
+    """PRECOPY: the page channel broke. What came over it is forgotten, and another one is waited for."""
     SendImages: _aio.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]  # type: ignore[assignment]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
     ReceivedPages: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]  # type: ignore[assignment]
@@ -69,7 +73,7 @@ class PeerAsyncStub(PeerStub):
     PageDigests: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.ImageDigests]  # type: ignore[assignment]
     """The same, hashed."""
     ReceivedChunk: _aio.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]  # type: ignore[assignment]
-    """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
+    """A block of an image as it arrived, to see in what it differs."""
     Restore: _aio.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]  # type: ignore[assignment]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     Resume: _aio.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]  # type: ignore[assignment]
@@ -95,6 +99,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.PrepareReply, _abc.Awaitable[_peer_pb2.PrepareReply]]:
         """PREPARE: image directory, room, page channel, and the addresses behind a fence, reserved under this migration."""
+
+    @_abc_1.abstractmethod
+    def ReopenPages(
+        self,
+        request: _peer_pb2.ReopenPagesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.PrepareReply, _abc.Awaitable[_peer_pb2.PrepareReply]]:
+        """PRECOPY: the page channel broke. What came over it is forgotten, and another one is waited for."""
 
     @_abc_1.abstractmethod
     def SendImages(
@@ -126,7 +138,7 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         request: _peer_pb2.ReceivedChunkRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.ReceivedChunkReply, _abc.Awaitable[_peer_pb2.ReceivedChunkReply]]:
-        """A chunk (128 KiB) of an image as it arrived, to see in what it differs."""
+        """A block of an image as it arrived, to see in what it differs."""
 
     @_abc_1.abstractmethod
     def Restore(
