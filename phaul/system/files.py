@@ -1,15 +1,18 @@
 """Files as CRIU will compare them at restore: type, size, mode, and the GNU build ID of ELF files.
 
-Called by `workloads`. Opens regular files only, so that no device and no FIFO is ever touched.
+Called by `workloads`. Opens regular files only, so that no device and no FIFO is ever touched. Also tells locked files.
 """
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+
+import xxhash
 
 ELF_MAGIC = b"\x7fELF"
 NOTE_SEGMENT = 4  # PT_NOTE
@@ -17,6 +20,9 @@ BUILD_ID_NOTE = 3  # NT_GNU_BUILD_ID
 # CRIU looks for the build ID in the first MiB only and takes none longer than 512 bytes (criu/files-reg.c, 4.2).
 BUILD_ID_SEARCH_BYTES = 1024 * 1024
 BUILD_ID_MAX_BYTES = 512
+HASH_PREFIX = "content "
+HASHED_BYTES = 32 * 1024 * 1024  # reads in 10 ms from the page cache
+F_OFD_GETLK = 36  # linux/fcntl.h: asks for locks of any kind but flock's, without taking one
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +88,18 @@ def read_build_id(path: str | Path) -> str:
         return parse_build_id(file.read(BUILD_ID_SEARCH_BYTES))
 
 
+def content_id(path: str | Path, look: FileLook) -> str:
+    """Name the content of a file that is mapped: its build ID, else a hash; "" of one too big to be read for that."""
+    if look.build_id or not stat.S_ISREG(look.mode) or look.size_bytes > HASHED_BYTES:
+        return look.build_id
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    with os.fdopen(descriptor, "rb") as file:
+        return HASH_PREFIX + xxhash.xxh3_128_hexdigest(file.read(HASHED_BYTES))
+
+
 def look_at(path: str | Path) -> FileLook:
     """Say how a path looks here, links followed; a path that cannot be reached does not exist."""
     try:
@@ -97,3 +115,37 @@ def look_at(path: str | Path) -> FileLook:
         device=look.st_dev,
         inode=look.st_ino,
     )
+
+
+def is_locked(path: str | Path) -> bool:
+    """Say whether somebody holds a lock on a regular file that would keep another one from being taken.
+
+    Takes a lock of the whole file and gives it back at once: only that also tells of locks of other hosts on shared
+    storage. A file that cannot be opened is not locked.
+    """
+    for access in (os.O_RDWR, os.O_RDONLY):
+        try:
+            descriptor = os.open(path, access | os.O_NONBLOCK | os.O_CLOEXEC)
+        except (OSError, ValueError):
+            continue
+        try:
+            return stat.S_ISREG(os.fstat(descriptor).st_mode) and _has_lock(descriptor, access)
+        finally:
+            os.close(descriptor)
+    return False
+
+
+def _has_lock(descriptor: int, access: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system without flock
+        pass
+    kind = fcntl.F_WRLCK if access == os.O_RDWR else fcntl.F_RDLCK
+    try:
+        answer = fcntl.fcntl(descriptor, F_OFD_GETLK, struct.pack("hhqqi4x", kind, os.SEEK_SET, 0, 0, 0))
+    except OSError:
+        return False
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)

@@ -5,6 +5,10 @@ agent. The agent hands it a pidfd of every task that it is about to stop by SIGS
 closes without one, the agent has died: the keeper waits until CRIU has let go of the tasks, takes their sockets out of
 repair mode where CRIU has died as well, and continues them. Standard library only. Never kills.
 
+From before the freeze on it also watches CRIU itself. Where that is killed with the tasks in its hands and no SIGSTOP
+on them, in the middle of a dump or of a rollback, their sockets are taken out of repair mode before CRIU lets go: the
+tasks run on and notice nothing.
+
 A workload whose root task is dead is left alone: that it was killed means that the migration was committed, and what
 is left of it is the restarted agent's to finish off.
 """
@@ -17,14 +21,22 @@ import resource
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from phaul.system.exit_stop import ExitStop
+from phaul.system.procfs import read_stat, walk_tree
 from phaul.system.standing_still import end_repair, is_stopped, is_traced
 
 READY = b"ready"
+WATCH = b"watch"  # followed by the PIDs of CRIU and of the root task, and the root's start time, as `WATCHED`
+WATCHED = struct.Struct("=iiq")
+WATCHING = b"watching"
+NOT_WATCHING = b"not watching"
 FAREWELL = b"farewell"
 TASKS_A_MESSAGE = 200  # below SCM_MAX_FD, which is 253 (Linux, include/net/scm.h)
 INT_CODE = "i"  # of `array`; a pid_t is one
@@ -47,15 +59,22 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who stops the agent must not stop this one first
     _more_descriptors()
+    watches: list[ExitStop] = []
     with socket.socket(fileno=int(argv[1])) as agent:
-        tasks = wait_for_end(agent)
+        tasks = wait_for_end(agent, watches)
     if tasks:
         continue_all(tasks)
+    if tasks is not None:
+        for watch in watches:
+            watch.join()  # CRIU has yet to let go, and may be killed meanwhile
     return 0
 
 
-def wait_for_end(agent: socket.socket) -> list[Task] | None:
-    """Take tasks from the agent until it says farewell (None) or has died: then give them, the root first."""
+def wait_for_end(agent: socket.socket, watches: list[ExitStop]) -> list[Task] | None:
+    """Take tasks from the agent until it says farewell (None) or has died: then give them, the root first.
+
+    What it asks to be watched is added to `watches`.
+    """
     tasks: list[Task] = []
     try:
         agent.send(READY)
@@ -67,6 +86,11 @@ def wait_for_end(agent: socket.socket) -> list[Task] | None:
                 return None
             if not data:
                 return tasks
+            if data.startswith(WATCH):
+                criu_pid, root_pid, start_ticks = WATCHED.unpack(data[len(WATCH) :])
+                watches.append(ExitStop(criu_pid, partial(cure_before_release, root_pid, start_ticks)))
+                agent.send(WATCHING if watches[-1].begin() else NOT_WATCHING)
+                continue
             numbers = iter(array.array(INT_CODE, data))
             tasks += [
                 Task(pid, pidfd, bool(ours))
@@ -74,6 +98,29 @@ def wait_for_end(agent: socket.socket) -> list[Task] | None:
             ]
     except OSError:
         return tasks
+
+
+def cure_before_release(root_pid: int, start_ticks: int) -> None:
+    """CRIU is about to let go of a tree: end repair mode first, if the tasks are going to run.
+
+    They are not where a SIGSTOP waits for them: then the migration goes on, and they are going to be killed; the client
+    hears nothing of a socket that ends in repair mode. A tree that was killed has its SIGSTOPs still.
+    """
+    try:
+        if read_stat(root_pid).start_ticks != start_ticks:
+            return
+        pids = walk_tree(root_pid)
+    except OSError:
+        return
+    if any(is_stopped(pid) for pid in pids):
+        return
+    for pid in pids:
+        try:
+            pidfd = os.pidfd_open(pid)
+        except OSError:
+            continue  # it has ended
+        end_repair(pidfd, pid)
+        os.close(pidfd)
 
 
 def continue_all(tasks: Sequence[Task]) -> None:

@@ -1,13 +1,15 @@
-"""How much memory this host can give, and how big its pages are. Called by `agent` for the host facts; only reads."""
+"""How much memory this host can give, how big its pages are, and how much an agent may keep. Called by `agent`."""
 
 from __future__ import annotations
 
+import ctypes
 import resource
 from pathlib import Path
 
 from phaul.system.procfs import parse_keys
 
 _KIB = 1024
+_M_ARENA_MAX = -8  # malloc.h
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
@@ -37,3 +39,13 @@ def huge_tmpfs_allowed(shmem_enabled: str) -> bool:
 def has_huge_tmpfs() -> bool:
     """Say whether a tmpfs mounted with ``huge=`` gets huge pages here; a kernel without the option lacks the file."""
     return _SHMEM_ENABLED.exists() and huge_tmpfs_allowed(_SHMEM_ENABLED.read_text())
+
+
+def limit_arenas(count: int) -> None:
+    """Have malloc keep at most `count` arenas in this process: each thread that copies would else warm one up for good.
+
+    Nothing happens with a C library that does not know of arenas (glibc: mallopt(3)).
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_ARENA_MAX, count)

@@ -15,7 +15,7 @@ from subprocess import DEVNULL, PIPE
 import structlog
 
 from phaul.errors import PhaulError
-from phaul.system import children
+from phaul.system import children, placement
 
 log = structlog.get_logger(__name__)
 
@@ -79,12 +79,12 @@ async def run(
 async def start(argv: Sequence[str], pass_fds: Sequence[int]) -> asyncio.subprocess.Process:
     """Start a program that outlives us: a session and a working directory of its own, no standard streams.
 
-    The caller waits for its end (`wait_started`). Raises `CommandError` when it is missing.
+    The caller waits for its end (`wait_started`, `reap_started`). Raises `CommandError` when it is missing.
     """
     try:
         with children.starting() as started:
             child = await asyncio.create_subprocess_exec(
-                *argv,
+                *placement.command(argv),
                 stdin=DEVNULL,
                 stdout=DEVNULL,
                 stderr=DEVNULL,
@@ -96,6 +96,12 @@ async def start(argv: Sequence[str], pass_fds: Sequence[int]) -> asyncio.subproc
     except OSError as error:
         raise CommandError(f"`{shlex.join(argv)}` could not be started: {error.strerror}") from error
     return child
+
+
+async def reap_started(child: asyncio.subprocess.Process) -> None:
+    """Wait until a child of `start` has ended, however long that takes."""
+    await child.wait()
+    children.ended(child.pid)
 
 
 async def wait_started(child: asyncio.subprocess.Process, timeout_seconds: float) -> None:

@@ -36,6 +36,7 @@ class ProcessStat:
     terminal: int  # device number of the controlling terminal, 0 for none; see `terminal_device`
     flags: int
     start_ticks: int  # clock ticks after boot
+    policy: int = 0  # scheduling policy: 0 other, 1 FIFO, 2 round robin, 3 batch, 5 idle, 6 deadline, 7 extensible
 
     @property
     def is_kernel_thread(self) -> bool:
@@ -62,6 +63,7 @@ class Mapping:
     anonymous_bytes: int = 0
     swap_bytes: int = 0
     hugetlb_bytes: int = 0
+    filled_in: bool = False  # what is missing of it another process puts in place (userfaultfd)
 
     @property
     def shared(self) -> bool:
@@ -78,6 +80,7 @@ class Descriptor:
     look: os.stat_result
     info: dict[str, str]  # ``/proc/PID/fdinfo/N``: the first value of each key
     protocol: str = ""  # of a socket: the kernel's name, "TCP", "MPTCPv6", "UNIX-STREAM", ...; "" when not known
+    watches: tuple[str, ...] = ()  # of an inotify or fanotify: the lines of fdinfo that name what is watched
 
     @property
     def flags(self) -> int:
@@ -100,6 +103,7 @@ def parse_stat(text: str) -> ProcessStat:
         terminal=int(fields[4]),
         flags=int(fields[6]),
         start_ticks=int(fields[19]),
+        policy=int(fields[38]) if len(fields) > 38 else 0,
     )
 
 
@@ -128,6 +132,8 @@ def parse_smaps(text: str) -> tuple[Mapping, ...]:
             number = value.removesuffix(" kB").strip()
             if number.isdigit():
                 sizes[key] = int(number) * _KIB
+            elif key == "VmFlags":
+                sizes[key] = "um" in value.split()
     if head:
         found.append(_mapping(head, sizes))
     return tuple(found)
@@ -146,7 +152,34 @@ def _mapping(head: re.Match[str], sizes: dict[str, int]) -> Mapping:
         anonymous_bytes=sizes.get("Anonymous", 0),
         swap_bytes=sizes.get("Swap", 0),
         hugetlb_bytes=sizes.get("Private_Hugetlb", 0) + sizes.get("Shared_Hugetlb", 0),
+        filled_in=bool(sizes.get("VmFlags")),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One line of ``/proc/PID/mountinfo``."""
+
+    device: int  # st_dev of what lies on it
+    mount_point: str
+    kind: str  # "ext4", "overlay", ...
+
+
+def parse_mounts(text: str) -> dict[int, MountEntry]:
+    """Read ``/proc/PID/mountinfo``, by mount ID; what `proc_pid_mountinfo(5)` escapes is put back."""
+    found: dict[int, MountEntry] = {}
+    for line in text.splitlines():
+        fields = line.split(" ")
+        major, _, minor = fields[2].partition(":")
+        point = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), fields[4])
+        kind = fields[fields.index("-") + 1]
+        found[int(fields[0])] = MountEntry(os.makedev(int(major), int(minor)), point, kind)
+    return found
+
+
+def read_mounts(pid: int) -> dict[int, MountEntry]:
+    """Read the mounts of a process's mount namespace that it can reach from its root, by mount ID."""
+    return parse_mounts((PROC / str(pid) / "mountinfo").read_text(errors="surrogateescape"))
 
 
 def terminal_device(number: int) -> tuple[int, int]:
@@ -169,15 +202,84 @@ def read_status(pid: int) -> dict[str, str]:
     return parse_keys((PROC / str(pid) / "status").read_text(errors="surrogateescape"))
 
 
+def read_title(pid: int) -> str:
+    """Give the first word of the command line, which a process may have written over with what it does."""
+    return (PROC / str(pid) / "cmdline").read_text(errors="surrogateescape").partition("\0")[0]
+
+
 def read_smaps(pid: int) -> tuple[Mapping, ...]:
     """Read every mapping with what of it is in memory or swapped."""
     return parse_smaps((PROC / str(pid) / "smaps").read_text(errors="surrogateescape"))
 
 
+def read_maps(pid: int) -> tuple[Mapping, ...]:
+    """Read every mapping, its sizes left out: costs little also for a process with much memory."""
+    return parse_smaps((PROC / str(pid) / "maps").read_text(errors="surrogateescape"))
+
+
+def read_syscall(pid: int, tid: int) -> str:
+    """Read what a thread waits for in the kernel, and from where it went there: proc_pid_syscall(5)."""
+    return (PROC / str(pid) / "task" / str(tid) / "syscall").read_text()
+
+
 def read_namespaces(pid: int) -> dict[str, int]:
-    """Give the inode of each namespace a process is in, by its name under ``/proc/PID/ns``."""
-    folder = PROC / str(pid) / "ns"
-    return {name: os.stat(folder / name).st_ino for name in os.listdir(folder)}
+    """Give the inode of each namespace a process is in, by its name under ``/proc/PID/ns``.
+
+    0 stands for one that is there only once a child is (``pid_for_children`` after unshare: pid_namespaces(7)).
+    """
+    return _namespaces(PROC / str(pid) / "ns")
+
+
+def read_thread_namespaces(pid: int, tid: int) -> dict[str, int]:
+    """Give the namespaces of one thread, which may be others than those of its process."""
+    return _namespaces(PROC / str(pid) / "task" / str(tid) / "ns")
+
+
+def _namespaces(folder: Path) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for name in os.listdir(folder):
+        try:
+            found[name] = os.stat(folder / name).st_ino
+        except FileNotFoundError:
+            found[name] = 0
+    return found
+
+
+def read_thread_stat(pid: int, tid: int) -> ProcessStat:
+    """Read the stat of one thread."""
+    return parse_stat((PROC / str(pid) / "task" / str(tid) / "stat").read_text(errors="surrogateescape"))
+
+
+def read_personality(pid: int) -> int:
+    """Give the personality(2) of a process, 0 for the usual one."""
+    return int((PROC / str(pid) / "personality").read_text(), 16)
+
+
+def read_security_label(pid: int) -> str:
+    """Give the profile or context that an LSM keeps a process in, "" where there is none."""
+    try:
+        label = (PROC / str(pid) / "attr" / "current").read_text(errors="surrogateescape").strip("\0\n ")
+    except OSError:  # no LSM that labels processes
+        return ""
+    return "" if label.startswith(("unconfined", "kernel")) else label
+
+
+def read_open_files_limit(pid: int) -> int:
+    """Give the hard limit of open files of a process."""
+    for line in (PROC / str(pid) / "limits").read_text().splitlines():
+        if line.startswith("Max open files"):
+            hard = line.split()[-2]
+            return int(hard) if hard.isdigit() else 0
+    return 0
+
+
+def mount_of(pid: int, name: str) -> int:
+    """Give the ID of the mount on which ``cwd`` or ``root`` of a process lies."""
+    descriptor = os.open(PROC / str(pid) / name, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return int(parse_keys((PROC / "self" / "fdinfo" / str(descriptor)).read_text())["mnt_id"])
+    finally:
+        os.close(descriptor)
 
 
 def read_link(pid: int, name: str) -> str:
@@ -230,10 +332,13 @@ def read_descriptors(pid: int) -> Iterator[Descriptor]:
         try:
             link = os.readlink(path)
             look = os.stat(path)
-            info = parse_keys((PROC / str(pid) / "fdinfo" / str(number)).read_text(errors="surrogateescape"))
+            text = (PROC / str(pid) / "fdinfo" / str(number)).read_text(errors="surrogateescape")
         except FileNotFoundError:
             continue
-        yield Descriptor(number, link, look, info, _protocol(path) if stat.S_ISSOCK(look.st_mode) else "")
+        protocol = _protocol(path) if stat.S_ISSOCK(look.st_mode) else ""
+        watching = link.startswith("anon_inode:") and "notify" in link
+        watches = tuple(line for line in text.splitlines() if "notify " in line) if watching else ()
+        yield Descriptor(number, link, look, parse_keys(text), protocol, watches)
 
 
 def _protocol(path: Path) -> str:

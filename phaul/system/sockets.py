@@ -33,9 +33,10 @@ NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
 NLMSG_ERROR, NLMSG_DONE = 2, 3
-UDIAG_SHOW_NAME, UDIAG_SHOW_PEER = 0x1, 0x4  # linux/unix_diag.h
-UNIX_DIAG_NAME, UNIX_DIAG_PEER = 0, 2
+UDIAG_SHOW_NAME, UDIAG_SHOW_PEER, UDIAG_SHOW_RQLEN = 0x1, 0x4, 0x10  # linux/unix_diag.h
+UNIX_DIAG_NAME, UNIX_DIAG_PEER, UNIX_DIAG_RQLEN = 0, 2, 4
 ALL_STATES = 0xFFFF_FFFF
+_SHOWN = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN
 RECEIVE_BYTES = 1 << 18  # more than the kernel ever puts into one dump message (32 KiB)
 
 
@@ -51,6 +52,7 @@ class InternetSocket:
     remote_port: int
     waiting: int  # bytes to be read; of a listening TCP socket: connections not yet accepted
     inode: int
+    sending: int = 0  # bytes that wait to be sent or acknowledged
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class UnixSocket:
     listening: bool
     name: str  # a path, "@" and the rest for an abstract one, "" for none
     peer_inode: int
+    waiting: int = 0  # bytes to be read; of a listening one: connections not yet accepted
 
 
 def parse_address(text: str) -> tuple[str, int]:
@@ -94,6 +97,7 @@ def parse_table(text: str, protocol: str) -> tuple[InternetSocket, ...]:
                 # rx_queue of a listening TCP socket is sk_ack_backlog (net/ipv4/tcp_ipv4.c, get_tcp4_sock).
                 waiting=int(fields[4].partition(":")[2], 16),
                 inode=inode,
+                sending=int(fields[4].partition(":")[0], 16),
             )
         )
     return tuple(found)
@@ -113,7 +117,7 @@ def internet_sockets(pid: int) -> dict[int, InternetSocket]:
 
 def unix_request() -> bytes:
     """Build the request for every Unix socket of this network namespace: nlmsghdr and unix_diag_req."""
-    body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, UDIAG_SHOW_NAME | UDIAG_SHOW_PEER, 0, 0)
+    body = struct.pack("=BBHIIIII", socket.AF_UNIX, 0, 0, ALL_STATES, 0, _SHOWN, 0, 0)
     return struct.pack("=IHHII", 16 + len(body), SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + body
 
 
@@ -134,12 +138,14 @@ def parse_unix_answer(data: bytes) -> tuple[tuple[UnixSocket, ...], bool]:
         attributes = _attributes(data[position + 32 : position + length])
         name = attributes.get(UNIX_DIAG_NAME, b"")
         peer = attributes.get(UNIX_DIAG_PEER, b"")
+        queues = attributes.get(UNIX_DIAG_RQLEN, b"")
         found.append(
             UnixSocket(
                 inode=inode,
                 listening=state == 10,
                 name=_socket_name(name),
                 peer_inode=struct.unpack("=I", peer)[0] if len(peer) == 4 else 0,
+                waiting=struct.unpack_from("=I", queues)[0] if len(queues) >= 4 else 0,
             )
         )
         position += length + 3 & ~3
@@ -178,6 +184,36 @@ def unix_sockets() -> dict[int, UnixSocket]:
             part, last = parse_unix_answer(channel.recv(RECEIVE_BYTES))
             found.update((each.inode, each) for each in part)
     return found
+
+
+def parse_netlink(text: str) -> dict[int, int]:
+    """Read ``/proc/PID/net/netlink``: by inode, how many bytes wait to be read."""
+    rows = (line.split() for line in text.splitlines()[1:])
+    return {int(fields[9]): int(fields[4]) for fields in rows}
+
+
+def netlink_unread(pid: int) -> dict[int, int]:
+    """Give what waits to be read from each netlink socket of the network namespace of a process, by inode."""
+    return parse_netlink(Path(f"/proc/{pid}/net/netlink").read_text())
+
+
+def parse_groups(text: str) -> tuple[tuple[str, str], ...]:
+    """Read ``/proc/PID/net/igmp``: each multicast group of IPv4 with the device that has joined it."""
+    found: list[tuple[str, str]] = []
+    device = ""
+    for line in text.splitlines()[1:]:
+        fields = line.split()
+        if line[0].isdigit():
+            device = fields[1].rstrip(":")
+        else:
+            found.append((parse_address(f"{fields[0]}:0")[0], device))
+    return tuple(found)
+
+
+def multicast_groups(pid: int) -> tuple[tuple[str, str], ...]:
+    """Give the multicast groups of IPv4 that the network namespace of a process has joined, but that of all hosts."""
+    groups = parse_groups(Path(f"/proc/{pid}/net/igmp").read_text())
+    return tuple(each for each in groups if each[0] != "224.0.0.1")
 
 
 def device_names() -> tuple[str, ...]:
