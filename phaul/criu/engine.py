@@ -12,9 +12,13 @@ from pathlib import Path
 
 from phaul.criu.features import CriuFeatures, probe
 from phaul.criu.gates import CriuDump, CriuRestore
+from phaul.criu.lazy_pages import PageLoader, look
+from phaul.criu.pre_dump import pre_dump
 from phaul.migration.facts import HostFacts
-from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, RestoreRequest
+from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PreDumped, PreDumpRequest, RestoreRequest
+from phaul.migration.lazy import Loading, LoadingState
 from phaul.rpc.criu import rpc_pb2
+from phaul.system.memory import page_size_bytes
 
 # CRIU's levels: 1 error, 2 warning, 3 info, 4 debug. The first errors are what `criu.log` needs; 4 costs frozen time.
 LOG_LEVEL = 2
@@ -49,9 +53,28 @@ class CriuEngine:
         """The directory of a migration's logs and statistics."""
         return self._logs / migration_id
 
+    async def pre_dump(self, request: PreDumpRequest) -> PreDumped:
+        """A round of pre-copy."""
+        request.images.mkdir(mode=0o700)
+        features = await self._probe()
+        logs = self.logs(request.migration_id)
+        with _Directories(request.images, logs) as directories:
+            options = rpc_pb2.Options(
+                images_dir_fd=directories.images,
+                work_dir_fd=directories.logs,
+                log_file=f"pre-dump-{request.images.name}.log",
+                log_level=LOG_LEVEL,
+                pid=request.root_pid,
+                track_mem=True,
+                parent_img=_beside(request.images, request.parent),
+                ps=rpc_pb2.PageServer(fd=request.page_channel_fd),
+            )
+            inherited = (directories.images, directories.logs, request.page_channel_fd)
+            return await pre_dump(features.path, options, inherited, logs, page_size_bytes())
+
     @asynccontextmanager
     async def dump(
-        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+        self, request: DumpRequest, about_to_freeze: Callable[[int], Awaitable[None]]
     ) -> AsyncIterator[HeldDump]:
         """Freeze the tree and dump it; the memory goes into the page channel."""
         features = await self._probe()
@@ -70,6 +93,8 @@ class CriuEngine:
                 link_remap=True,
                 ps=rpc_pb2.PageServer(fd=request.page_channel_fd),
                 network_lock=rpc_pb2.SKIP if request.fenced else _network_lock(features),
+                parent_img=_beside(request.images, request.parent),
+                track_mem=request.parent is not None,  # or all is sent again (criu/mem.c: __page_in_parent)
             )
             gate = CriuDump(
                 features.path,
@@ -97,16 +122,31 @@ class CriuEngine:
                 shell_job=request.shell_job,
                 file_locks=True,
                 link_remap=True,  # how the network was locked, CRIU reads from the images
+                lazy_pages=request.lazy,
             )
+            logs = self.logs(request.migration_id)
+
+            def loader_lives() -> bool:
+                return not request.lazy or look(logs).state is not LoadingState.LOST
+
             gate = CriuRestore(
                 features.path,
                 rpc_pb2.Request(type=rpc_pb2.RESTORE, opts=options),
                 (directories.images, directories.logs),
-                self.logs(request.migration_id),
+                logs,
                 request.root_pid,
+                loader_lives,
             )
             async with gate:
                 yield gate
+
+    async def loader(self, migration_id: str, images: Path) -> PageLoader:
+        """Start what loads the pages of a lazily restored copy."""
+        return await PageLoader.start(self.logs(migration_id), images)
+
+    async def loading(self, migration_id: str) -> Loading:
+        """Say how far it is."""
+        return look(self.logs(migration_id))
 
 
 class _Directories:
@@ -123,6 +163,11 @@ class _Directories:
     def __exit__(self, *_: object) -> None:
         os.close(self.images)
         os.close(self.logs)
+
+
+def _beside(images: Path, parent: Path | None) -> str | None:
+    """Name the parent's directory as CRIU wants it: relative to the images."""
+    return os.path.relpath(parent, images) if parent is not None else None
 
 
 def _network_lock(features: CriuFeatures) -> rpc_pb2.NetworkLock.ValueType:

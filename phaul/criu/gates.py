@@ -42,7 +42,7 @@ def _now_us() -> int:
     return time.monotonic_ns() // 1000
 
 
-def _failure(
+def failure(
     kind: type[PhaulError],
     what: str,
     response: rpc_pb2.Response | None,
@@ -124,7 +124,7 @@ class CriuDump(_Held):
         fds: Sequence[int],
         logs: Path,
         page_channel_fd: int,
-        about_to_freeze: Callable[[], Awaitable[None]],
+        about_to_freeze: Callable[[int], Awaitable[None]],
     ) -> None:
         super().__init__(criu, request, fds, logs, DUMP_LOG)
         self._page_channel_fd = page_channel_fd
@@ -139,10 +139,10 @@ class CriuDump(_Held):
     async def __aenter__(self) -> Self:
         async def on_stage(stage: str, _pid: int) -> None:
             if stage == "pre-dump":
-                await self._about_to_freeze()
+                await self._about_to_freeze(self._open.pid)
                 self._frozen_since_us = _now_us()
 
-        uncork = asyncio.create_task(_keep_uncorking(self._page_channel_fd))
+        uncork = asyncio.create_task(keep_uncorking(self._page_channel_fd))
         gone = response = None
         try:
             response = await self._reach("post-dump", on_stage)
@@ -150,14 +150,14 @@ class CriuDump(_Held):
             gone = error
         except BaseException:
             # In the middle of the dump: without its page channel CRIU fails, cures the tree and lets it run.
-            _shut_down(self._page_channel_fd)
+            shut_down(self._page_channel_fd)
             await asyncio.shield(self._drain())
             raise
         finally:
             uncork.cancel()
         if gone or response:
             await self._close()
-            raise _failure(
+            raise failure(
                 DumpError, "CRIU could not dump the workload", response, read_excerpt(self._log), gone
             ) from gone
         return self
@@ -188,11 +188,23 @@ class CriuDump(_Held):
 
 
 class CriuRestore(_Held):
-    """`HeldRestore` on CRIU: entering restores up to `post-restore`; inside, the copy is complete and stopped."""
+    """`HeldRestore` on CRIU: entering restores up to `post-restore`; inside, the copy is complete and stopped.
 
-    def __init__(self, criu: str, request: rpc_pb2.Request, fds: Sequence[int], logs: Path, root_pid: int) -> None:
+    A lazily restored one is complete as long as its loader lives: `loader_lives` is asked before it is relied on.
+    """
+
+    def __init__(
+        self,
+        criu: str,
+        request: rpc_pb2.Request,
+        fds: Sequence[int],
+        logs: Path,
+        root_pid: int,
+        loader_lives: Callable[[], bool] = lambda: True,
+    ) -> None:
         super().__init__(criu, request, fds, logs, RESTORE_LOG)
         self._root_pid = root_pid
+        self._loader_lives = loader_lives
         self._restore_us = 0
         self._runs = False
 
@@ -217,19 +229,29 @@ class CriuRestore(_Held):
             raise
         if gone or response:
             await self._close()
-            raise _failure(
+            raise failure(
                 RestoreError, "CRIU could not restore the workload", response, read_excerpt(self._log), gone
             ) from gone
         self._restore_us = _now_us() - started_us
+        await self._require_loader()
         return self
 
+    async def _require_loader(self) -> None:
+        if not self._loader_lives():
+            await self._close()
+            raise RestoreError("the process that loads the restored workload's pages has ended")
+
     async def run(self) -> None:
-        """Pass the gate. Raises `RestoreError` where CRIU reports that the last step failed and the copy is gone."""
+        """Pass the gate. Raises `RestoreError` where CRIU reports that the last step failed and the copy is gone.
+
+        And where CRIU has ended without a word: then the copy is left as it is, since it may run already.
+        """
+        await self._require_loader()
         response = await self._finish(success=True)
         self._runs = response is not None and response.success
         if not self._runs:
-            await self._close()
-            raise _failure(
+            await (super()._close() if response is None else self._close())
+            raise failure(
                 RestoreError, "CRIU could not let the restored workload run", response, read_excerpt(self._log), None
             )
 
@@ -246,7 +268,7 @@ class CriuRestore(_Held):
             await end_leftovers(self._root_pid, self._began_ticks)
 
 
-def _shut_down(fd: int) -> None:
+def shut_down(fd: int) -> None:
     with socket.socket(fileno=os.dup(fd)) as channel:
         try:
             channel.shutdown(socket.SHUT_RDWR)
@@ -254,7 +276,7 @@ def _shut_down(fd: int) -> None:
             pass  # the other end was faster
 
 
-async def _keep_uncorking(fd: int) -> None:
+async def keep_uncorking(fd: int) -> None:
     with socket.socket(fileno=os.dup(fd)) as channel:
         while True:
             try:

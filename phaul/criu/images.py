@@ -18,6 +18,7 @@ from phaul.rpc.criu import images_pb2
 COMMON_MAGIC = 0x54564319  # IMG_COMMON_MAGIC: what every image but the service ones starts with
 SERVICE_MAGIC = 0x55105940  # IMG_SERVICE_MAGIC: statistics
 PAGEMAP_MAGIC = 0x56084025
+MEMORY_MAP_MAGIC = 0x57492820
 STATISTICS_MAGIC = 0x57093306
 
 U32 = struct.Struct("<I")

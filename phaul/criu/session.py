@@ -18,7 +18,7 @@ from google.protobuf.message import DecodeError
 
 from phaul.errors import DefectError, PhaulError
 from phaul.rpc.criu import rpc_pb2
-from phaul.system import children
+from phaul.system import children, placement
 
 log = structlog.get_logger(__name__)
 
@@ -55,9 +55,7 @@ class CriuSession:
             ours.setblocking(False)
             with children.starting() as started:
                 child = await asyncio.create_subprocess_exec(
-                    criu,
-                    "swrk",
-                    str(theirs.fileno()),
+                    *placement.command([criu, "swrk", str(theirs.fileno())]),
                     stdin=DEVNULL,
                     stdout=DEVNULL,
                     stderr=DEVNULL,
