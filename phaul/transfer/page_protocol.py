@@ -14,17 +14,18 @@ from enum import IntEnum, IntFlag
 HEADER = struct.Struct("<I4xQQQ")  # command and flags, count of pages, address, image
 HEADER_BEFORE_4_2 = struct.Struct("<IIQQ")
 STATUS = struct.Struct("<i")
-OPENED_WITHOUT_PARENT = b"\0"
+HAS_NO_PARENT = b"\0"
+HAS_PARENT = b"\1"
 
 
 class Command(IntEnum):
     """What a header asks for (PS_IOV_*)."""
 
     OPEN2 = 4  # begin an image; answered with one byte: whether there is a parent
-    PARENT = 5  # whether there is a parent image; answered likewise
+    PARENT = 5  # whether there is a parent image; answered with an int
     ADD_F = 6  # a run of pages; with PRESENT, its pages follow
     CLOSE = 0x1023  # the end; answered with a status
-    FORCE_CLOSE = 0x1024  # the end on a socket that others hold as well; answered likewise
+    FORCE_CLOSE = 0x1024  # the end on a socket that others hold as well; answered with a status
 
 
 class PageFlag(IntFlag):
