@@ -80,6 +80,10 @@ class ProcessTree:
         for process in self._stopped:
             process.send(signal.SIGSTOP)
 
+    def is_traced(self) -> bool:
+        """Whether CRIU has every process of it in its hands, so that none can have run."""
+        return all(is_traced(process.pid) for process in self._held if not process.is_dead())
+
     def stands_still(self) -> bool:
         """Whether no process of it can run: in CRIU's hands, stopped by `stop`, or dead."""
         return all(stands_still(process.pid) for process in self._held if not process.is_dead())

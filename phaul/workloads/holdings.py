@@ -13,8 +13,10 @@ from enum import Enum
 from pathlib import PurePosixPath
 
 from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem
-from phaul.system import files
+from phaul.system import files, watches
+from phaul.system.borrowed import sockets_of
 from phaul.system.procfs import DELETED_SUFFIX, PROC, Mapping
+from phaul.system.sockets import InternetSocket
 from phaul.units import MIB, format_bytes
 from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot, differs
 
@@ -23,7 +25,8 @@ GHOST_LIMIT_BYTES = MIB
 BLOCK_BYTES = 512  # the unit of st_blocks (stat(3type))
 
 # Names that look like paths, but whose memory has no file: CRIU dumps it.
-MEMORY_NAMES = ("/memfd:", "/dev/zero (deleted)", "/SYSV", "/[aio]", "/anon_hugepage", "/dmabuf:")
+MEMORY_NAMES = ("/memfd:", "/dev/zero (deleted)", "/SYSV", "/[aio]", "/anon_hugepage", "/dmabuf:", "/secretmem")
+ON_THE_PATH = (FileUse.OPEN, FileUse.WORKING_DIRECTORY, FileUse.ROOT_DIRECTORY)
 MAPPABLE_DEVICES = ("/dev/zero", "/dev/null")
 
 
@@ -37,6 +40,8 @@ class Held:
     process: ProcessSnapshot
     writable: bool = False
     append_only: bool = False
+    locked: bool = False
+    mount: int = 0  # the ID of the mount it was opened on, 0 where not known
 
 
 def files_of(tree: TreeSnapshot) -> tuple[tuple[FileFacts, ...], tuple[Problem, ...]]:
@@ -54,9 +59,14 @@ def files_of(tree: TreeSnapshot) -> tuple[tuple[FileFacts, ...], tuple[Problem, 
                     known,
                     writable=known.writable or held.writable,
                     append_only=known.append_only and held.append_only,
+                    locked=known.locked or held.locked,
                 )
                 continue
-            if path in problems or _is_of_proc(path):
+            if path in problems:
+                continue
+            if _is_of_proc(path):
+                if stranger := _stranger_of_proc(tree, held):
+                    problems[path] = stranger
                 continue
             look = looks.setdefault(path, files.look_at(path))
             fate = _judge_path(held, look)
@@ -76,10 +86,16 @@ def files_of(tree: TreeSnapshot) -> tuple[tuple[FileFacts, ...], tuple[Problem, 
                 use=held.use,
                 size_bytes=look.size_bytes,
                 mode=look.mode,
-                build_id=look.build_id,
+                build_id=files.content_id(path, look) if _is_code_or_data(held) else look.build_id,
                 writable=held.writable,
                 append_only=held.append_only,
+                locked=held.locked,
             )
+        for path in _watched_by(process):
+            if path:
+                found.setdefault(path, FileFacts(path, FileUse.WATCHED, mode=files.look_at(path).mode))
+            else:
+                problems.setdefault(str(process.pid), _unknown_watch(process))
     for directory in _socket_directories(tree):
         found.setdefault(directory, FileFacts(directory, FileUse.SOCKET_DIRECTORY, mode=files.look_at(directory).mode))
     return tuple(found.values()), tuple(problems.values())
@@ -95,6 +111,8 @@ def _held_by(process: ProcessSnapshot) -> Iterator[Held]:
             writable = mapping.shared and "w" in mapping.permissions
             yield Held(mapping.path, FileUse.MAPPED, proc_path, process, writable)
     for descriptor in process.descriptors:
+        if int(descriptor.info.get("mnt_id", "0")) not in {0, *process.mounts}:
+            continue  # on no mount that has a path; `obstacles` refuses it
         if descriptor.link.startswith("/") and not descriptor.link.startswith((*MEMORY_NAMES, "/dev/pts/")):
             access = descriptor.flags & os.O_ACCMODE
             yield Held(
@@ -104,8 +122,10 @@ def _held_by(process: ProcessSnapshot) -> Iterator[Held]:
                 process,
                 writable=access != os.O_RDONLY,
                 append_only=access == os.O_WRONLY and bool(descriptor.flags & os.O_APPEND),
+                locked="lock" in descriptor.info,
+                mount=int(descriptor.info.get("mnt_id", "0")),
             )
-    if process.working_directory:
+    if process.working_directory and process.directory_mount in {0, *process.mounts}:
         yield Held(process.working_directory, FileUse.WORKING_DIRECTORY, str(proc / "cwd"), process)
     if process.root_directory != "/":
         yield Held(process.root_directory, FileUse.ROOT_DIRECTORY, str(proc / "root"), process)
@@ -114,6 +134,47 @@ def _held_by(process: ProcessSnapshot) -> Iterator[Held]:
 def _is_of_proc(path: str) -> bool:
     # /proc/PID of the tree is there again when the tree is; of others, CRIU takes leave to remap dead ones.
     return path.startswith("/proc/") and path.split("/")[2].isdigit()
+
+
+def _is_code_or_data(held: Held) -> bool:
+    """Whether its pages are part of the program: those that it has not changed come from the destination's file."""
+    return held.use in (FileUse.EXECUTABLE, FileUse.MAPPED) and not held.writable
+
+
+def _stranger_of_proc(tree: TreeSnapshot, held: Held) -> Problem | None:
+    pid = int(held.path.split("/")[2].removesuffix(DELETED_SUFFIX))
+    if pid in tree.pids or not (PROC / str(pid)).exists():
+        return None
+    return Problem(
+        "proc_of_stranger",
+        f"{held.process.name} has {held.path} open: that process stays on this host.",
+        "Monitoring programs do so; end it before, or migrate the tree that holds both.",
+    )
+
+
+def dead_of_proc(tree: TreeSnapshot) -> frozenset[int]:
+    """Give the PIDs of ended processes of which something in /proc is open: CRIU makes them anew for a moment."""
+    links = {descriptor.link for process in tree.processes for descriptor in process.descriptors}
+    numbers = {int(link.split("/")[2]) for link in links if _is_of_proc(link)}
+    return frozenset(number for number in numbers - tree.pids if not (PROC / str(number)).exists())
+
+
+def _watched_by(process: ProcessSnapshot) -> list[str]:
+    return [
+        watches.path_of(watch, process.mounts)
+        for descriptor in process.descriptors
+        for watch in watches.parse(descriptor.watches)
+    ]
+
+
+def _unknown_watch(process: ProcessSnapshot) -> Problem:
+    # criu/fsnotify.c, 4.2: "Can't find suitable path for handle", "Can't dump that handle"
+    return Problem(
+        "watch",
+        f"{process.name} watches (inotify, fanotify) what has no path any more, or lies on a file system whose "
+        "files cannot be found again (overlay, proc).",
+        "Turn off watching in that program (for example its reloading of changed files), then migrate again.",
+    )
 
 
 class Fate(Enum):
@@ -143,19 +204,30 @@ def _judge_path(held: Held, look: files.FileLook) -> Fate | Problem:
             if replaced and held.use is not FileUse.OPEN
             else "Let the process close the file (a restart or a log rotation signal does), then migrate again.",
         )
+    if _is_covered(held) and (not look.exists or itself.st_ino != look.inode):
+        return Problem(
+            "mount_covered",
+            f"{held.process.name} holds {plain}, and another file system was mounted over it since.",
+            f"Let the process close it, or unmount what lies over it (`findmnt --target {plain}`).",
+        )
     if not look.exists:
         return Problem(
             "deleted_file_linked",
             f"{held.process.name} holds {plain}, whose name was removed while another hard link to it is left.",
             "Let the process close the file, or give it its name back with `ln`, then migrate again.",
         )
-    if held.use is FileUse.OPEN and (itself.st_ino, itself.st_dev) != (look.inode, look.device):
+    if held.use in ON_THE_PATH and (itself.st_ino, itself.st_dev) != (look.inode, look.device):
         return Problem(
             "file_replaced",
             f"{held.process.name} holds {plain}, but that path now leads to another file.",
             "Let the process open the file again (a restart or a log rotation signal does), then migrate again.",
         )
     return Fate.NEEDED
+
+
+def _is_covered(held: Held) -> bool:
+    mount = held.process.mounts.get(held.mount)
+    return mount is not None and files.look_at(mount.mount_point).device != mount.device
 
 
 def _socket_directories(tree: TreeSnapshot) -> list[str]:
@@ -175,19 +247,49 @@ def socket_inodes(tree: TreeSnapshot) -> dict[int, tuple[ProcessSnapshot, int]]:
 
 def connections_of(tree: TreeSnapshot) -> tuple[ConnectionFacts, ...]:
     """Give every TCP and UDP socket of the tree once, however many processes share it."""
-    return tuple(
-        ConnectionFacts(
-            protocol=each.protocol,
-            state=each.state,
-            local_address=each.local_address,
-            local_port=each.local_port,
-            remote_address=each.remote_address,
-            remote_port=each.remote_port,
-            unaccepted=each.waiting if each.protocol == "tcp" and each.state == "listen" else 0,
-        )
-        for inode in socket_inodes(tree)
-        if (each := tree.internet.get(inode))
+    return tuple(as_connection(tree.internet[inode]) for inode in socket_inodes(tree) if inode in tree.internet)
+
+
+def as_connection(each: InternetSocket) -> ConnectionFacts:
+    """Give a socket as preflight compares it."""
+    return ConnectionFacts(
+        protocol=each.protocol,
+        state=each.state,
+        local_address=each.local_address,
+        local_port=each.local_port,
+        remote_address=each.remote_address,
+        remote_port=each.remote_port,
+        unaccepted=each.waiting if each.protocol == "tcp" and each.state == "listen" else 0,
     )
+
+
+def helper_ids_of(tree: TreeSnapshot) -> tuple[int, ...]:
+    """Give the numbers that CRIU takes for a moment, for leaders and processes that are gone (criu/pstree.c, 4.2)."""
+    needed = {number for process in tree.processes for number in (process.stat.session_id, process.stat.group_id)}
+    # The root's own come from whoever restores it, where their leaders are not in the tree (--shell-job).
+    outside = {tree.root.stat.session_id, tree.root.stat.group_id}
+    return tuple(sorted((needed - outside - tree.pids - {0}) | dead_of_proc(tree)))
+
+
+def unix_names_of(tree: TreeSnapshot) -> tuple[str, ...]:
+    """Give the names that Unix sockets of the tree are bound to."""
+    names = {tree.unix[inode].name for inode in socket_inodes(tree) if inode in tree.unix}
+    return tuple(sorted(names - {""}))
+
+
+def bound_devices_of(tree: TreeSnapshot) -> tuple[str, ...]:
+    """Give the network devices that a socket of the tree is bound to."""
+    found: set[str] = set()
+    for process in tree.processes:
+        numbers = [each.number for each in process.descriptors if each.look.st_ino in tree.internet]
+        if not numbers:
+            continue
+        try:
+            with sockets_of(process.pid) as sockets:
+                found |= {sockets.device(number) for number in numbers}
+        except OSError:  # ended meanwhile
+            continue
+    return tuple(sorted(found - {""}))
 
 
 def memory_bytes_of(tree: TreeSnapshot) -> int:

@@ -13,6 +13,7 @@ from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.recovery import Tree
 from phaul.system import procfs
 from phaul.system.pidfd import HeldProcess
+from phaul.workloads.restorer import is_criu, stands_in_restorer
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 STOPPED_BY_TRACER = "t"  # proc_pid_stat(5)
@@ -39,13 +40,15 @@ def look(identity: TreeIdentity) -> tuple[Tree, bool]:
     """Say what became of the tree, and whether a task other than the root lives. Blocks.
 
     A task that a CRIU still has in its hands is traced (CRIU seizes with ptrace and lets go at the end of a dump or
-    restore, 4.2 criu/seize.c), so a tracer is what says that the story is not over.
+    restore, 4.2 criu/seize.c), so a tracer is what says that the story is not over. A copy that is held at the gate of
+    a restore is not traced: it is known by where its threads wait, and by whose child it is.
     """
     if identity.boot_id != boot_id():
         return Tree.ANOTHER_BOOT, False
     states = [_state(pid, ticks) for pid, ticks in identity.tasks]
-    if Tree.HELD in states:
-        return Tree.HELD, True
+    for unsettled in (Tree.HELD, Tree.UNFINISHED):
+        if unsettled in states:
+            return unsettled, True
     return states[0], Tree.ALIVE in states[1:]
 
 
@@ -55,9 +58,13 @@ def _state(pid: int, start_ticks: int) -> Tree:
         if stat.start_ticks != start_ticks or stat.is_dead:
             return Tree.DEAD
         traced = int(procfs.read_status(pid).get("TracerPid", "0"))
+        if traced and stat.state == STOPPED_BY_TRACER:
+            return Tree.HELD
+        if not stands_in_restorer(pid):
+            return Tree.ALIVE
     except (OSError, ValueError):
         return Tree.DEAD
-    return Tree.HELD if traced and stat.state == STOPPED_BY_TRACER else Tree.ALIVE
+    return Tree.HELD if is_criu(stat.parent_pid) else Tree.UNFINISHED
 
 
 def finish_kill(identity: TreeIdentity) -> None:

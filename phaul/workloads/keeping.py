@@ -63,6 +63,20 @@ class ProcessKeeper:
         """The keeper's PID."""
         return self._child.pid
 
+    async def watch(self, engine_pid: int) -> None:
+        """See `Keeper.watch`."""
+        root = self._facts.tasks[0]
+        loop = asyncio.get_running_loop()
+        asked = keeper.WATCH + keeper.WATCHED.pack(engine_pid, root.pid, root.start_ticks)
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await loop.sock_sendall(self._socket, asked)
+                word = await loop.sock_recv(self._socket, len(keeper.NOT_WATCHING))
+        except (TimeoutError, OSError):
+            word = b""
+        if word != keeper.WATCHING:
+            log.warning("keeper.does_not_watch", engine_pid=engine_pid, root_pid=root.pid)
+
     async def ready(self) -> None:
         """See `Keeper.ready`."""
         try:
@@ -88,6 +102,8 @@ class ProcessKeeper:
             ) from error
         # Only now: nobody is stopped whom the keeper could not continue.
         tree.stop(self._stopped_before)
+        if not tree.is_traced():
+            raise DumpError("the workload ran on behind its images: its CRIU was killed as the dump ended")
         return tree
 
     async def run_again(self) -> None:

@@ -19,9 +19,16 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from phaul.errors import TransferError
-from phaul.migration.interfaces import Digests, PageImage
+from phaul.migration.page_images import AheadOfImage, Digests, PageImage
 from phaul.system.memory import page_size_bytes
-from phaul.system.task_memory import CHUNK_BYTES, Runs, chunks_of_runs, digests, memory_of_task, shared_memory
+from phaul.system.task_memory import (
+    CHUNK_BYTES,
+    BlockReader,
+    blocks_of,
+    digests,
+    memory_of_task,
+    shared_memory,
+)
 
 NAME = re.compile(r"pagemap-(?P<shared>shmem-)?(?P<number>[0-9]+)\.img")
 
@@ -29,7 +36,7 @@ RSEQ = struct.Struct("=IIQIIII")  # cpu_id_start, cpu_id, rseq_cs, flags, node_i
 MOST_CPUS = 1 << 16
 UNCHANGED_FIELDS = (2, 3)  # rseq_cs and flags belong to the program, not to the kernel
 
-Fetch = Callable[[str, int], Awaitable[bytes]]  # (image, number of the chunk) to its content on the destination
+Fetch = Callable[[str, int], Awaitable[bytes]]  # (image, number of the block) to its content on the destination
 
 
 def source_of(pids: Sequence[int], image: PageImage) -> Path:
@@ -41,12 +48,22 @@ def source_of(pids: Sequence[int], image: PageImage) -> Path:
     return shared_memory(pids, number) if match["shared"] else memory_of_task(number)
 
 
-def digests_here(pids: Sequence[int], image: PageImage) -> tuple[bytes, ...]:
-    """Hash the memory behind an image as it lies here. Blocks."""
+def digests_here(pids: Sequence[int], image: PageImage, ahead: AheadOfImage) -> tuple[bytes, ...]:
+    """Hash the memory behind an image as it lies here, except for what was hashed `ahead`. Blocks."""
+    found: list[bytes] = []
+    reader = _reader(pids, image)
     try:
-        return digests(chunks_of_runs(source_of(pids, image), image.runs, page_size_bytes()))
+        for number, segments in blocks_of(image.runs, page_size_bytes()):
+            known = ahead.get(number)
+            if known is not None and known[0] == segments:
+                found.append(known[1])
+            else:
+                found += digests([reader.read(segments)])
     except OSError as error:
         raise TransferError(f"the memory behind {image.name} could not be read to compare it: {error}") from error
+    finally:
+        reader.close()
+    return tuple(found)
 
 
 async def differing(
@@ -60,22 +77,32 @@ async def differing(
             if ours == theirs:
                 continue
             content = await fetch(image.name, number)
-            if not written_by_kernel(await asyncio.to_thread(chunk_here, pids, image, number), content):
+            if not written_by_kernel(await asyncio.to_thread(block_here, pids, image, number), content):
                 found.append(image.name)
                 break
     return tuple(found)
 
 
-def chunk_here(pids: Sequence[int], image: PageImage, number: int) -> bytes:
-    """Give the content of one chunk as it lies here. Blocks."""
-    runs: Runs = image.runs
-    chunks = chunks_of_runs(source_of(pids, image), runs, page_size_bytes())
-    found = next(itertools.islice(chunks, number, None), None)
-    return b"" if found is None else bytes(found)
+def block_here(pids: Sequence[int], image: PageImage, index: int) -> bytes:
+    """Give the content of one block as it lies here, counted from 0 among those that there are. Blocks."""
+    found = next(itertools.islice(blocks_of(image.runs, page_size_bytes()), index, None), None)
+    if found is None:
+        return b""
+    reader = _reader(pids, image)
+    try:
+        return bytes(reader.read(found[1]))
+    finally:
+        reader.close()
+
+
+def _reader(pids: Sequence[int], image: PageImage) -> BlockReader:
+    path = source_of(pids, image)
+    match = NAME.fullmatch(image.name)
+    return BlockReader(None if match is None or match["shared"] else int(match["number"]), path)
 
 
 def written_by_kernel(ours: bytes, theirs: bytes) -> bool:
-    """Whether two chunks differ only where the kernel notes which CPU a thread runs on."""
+    """Whether two blocks differ only where the kernel notes which CPU a thread runs on."""
     if len(ours) != len(theirs):
         return False
     size = RSEQ.size

@@ -8,18 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
+from functools import reduce
+from operator import or_
 
 from phaul.errors import PreflightError
-from phaul.migration.facts import FileFacts, Problem, TaskFacts, WorkloadFacts
-from phaul.migration.interfaces import Digests, PageImage, TreeHandle, TreeIdentity
+from phaul.migration.facts import FileFacts, Occupancy, Problem, TaskFacts, WorkloadFacts
+from phaul.migration.interfaces import TreeHandle, TreeIdentity
+from phaul.migration.page_images import Ahead, Digests, PageImage
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
-from phaul.workloads import holdings, identity, keeping, memory, snapshot
+from phaul.workloads import holdings, identity, keeping, memory, occupancy, sample, snapshot
+from phaul.workloads.ahead import hash_ahead
 from phaul.workloads.keeping import ProcessKeeper
 from phaul.workloads.obstacles import obstacles_of
+from phaul.workloads.obstacles.ends import terminals_inside
+from phaul.workloads.obstacles.tasks import leader_ended
 
 
 class ProcessWorkload:
@@ -31,7 +38,7 @@ class ProcessWorkload:
 
     async def observe(
         self, ids: Sequence[int], files: Sequence[FileFacts]
-    ) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
+    ) -> tuple[tuple[int, ...], tuple[FileFacts, ...], Occupancy]:
         """Say what of this is taken and there on this host; see `Workload.observe`."""
         return await asyncio.to_thread(observe, tuple(ids), tuple(files))
 
@@ -40,15 +47,35 @@ class ProcessWorkload:
         return await ProcessKeeper.start(facts)
 
     async def differing(
-        self, tree: TreeHandle, images: Sequence[PageImage], theirs: Awaitable[Digests], fetch: memory.Fetch
+        self,
+        tree: TreeHandle,
+        images: Sequence[PageImage],
+        theirs: Awaitable[Digests],
+        fetch: memory.Fetch,
+        ahead: Ahead,
     ) -> tuple[str, ...]:
         """Hash the memory and compare; see `Workload.differing`."""
         there = asyncio.ensure_future(theirs)
         try:
-            here = {image.name: await asyncio.to_thread(memory.digests_here, tree.pids, image) for image in images}
+            here = {}
+            for image in images:
+                known = ahead.get(image.name, {})
+                here[image.name] = await asyncio.to_thread(memory.digests_here, tree.pids, image, known)
             return await memory.differing(tree.pids, images, here, await there, fetch)
         finally:
             there.cancel()
+
+    async def hash_ahead(self, facts: WorkloadFacts) -> Ahead:
+        """Hash a frozen tree while it is dumped; see `Workload.hash_ahead`."""
+        over = threading.Event()
+        try:
+            return await asyncio.to_thread(hash_ahead, [task.pid for task in facts.tasks], over.is_set)
+        finally:
+            over.set()
+
+    async def sample(self, facts: WorkloadFacts) -> tuple[bytes, ...]:
+        """Read a little of its memory."""
+        return await asyncio.to_thread(sample.sample, [task.pid for task in facts.tasks])
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the processes of a tree for good."""
@@ -105,18 +132,34 @@ def inspect(root_pid: int) -> WorkloadFacts:
         # criu/pstree.c, 4.2: a root task that does not lead its session is dumped with --shell-job only.
         needs_shell_job=tree.root.stat.session_id != root_pid,
         has_own_network=tree.has_own_network,
+        helper_ids=holdings.helper_ids_of(tree),
+        capabilities=reduce(or_, (process.capabilities for process in tree.processes)),
+        most_mappings=max(len(process.mappings) for process in tree.processes),
+        most_open_files=max(process.open_files_limit for process in tree.processes),
+        huge_page_bytes=sum(each.hugetlb_bytes for process in tree.processes for each in process.mappings),
+        terminals=terminals_inside(tree),
+        unix_names=holdings.unix_names_of(tree),
+        bound_devices=holdings.bound_devices_of(tree),
+        security_label=tree.root.security_label,
     )
 
 
-def observe(ids: Sequence[int], wanted: Sequence[FileFacts]) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
-    """Look for PIDs and paths on this host. Blocks."""
+def observe(
+    ids: Sequence[int], wanted: Sequence[FileFacts]
+) -> tuple[tuple[int, ...], tuple[FileFacts, ...], Occupancy]:
+    """Look for PIDs and paths on this host, and for what else is in use. Blocks."""
     taken = tuple(sorted(procfs.taken_ids(frozenset(ids))))
-    return taken, tuple(_as_it_is_here(file) for file in wanted)
+    return taken, tuple(_as_it_is_here(file) for file in wanted), occupancy.look()
 
 
 def _as_it_is_here(wanted: FileFacts) -> FileFacts:
     look = files.look_at(wanted.path)
-    return replace(wanted, exists=look.exists, size_bytes=look.size_bytes, mode=look.mode, build_id=look.build_id)
+    locked = wanted.locked and files.is_locked(wanted.path)
+    # Worth reading only where it could be the same file.
+    same = wanted.build_id.startswith(files.HASH_PREFIX) and look.size_bytes == wanted.size_bytes
+    build_id = files.content_id(wanted.path, look) if same else look.build_id
+    seen = replace(wanted, exists=look.exists, size_bytes=look.size_bytes, mode=look.mode, build_id=build_id)
+    return replace(seen, locked=locked)
 
 
 def _no_such_process(pid: int) -> PreflightError:
@@ -146,6 +189,8 @@ def _refuse_what_is_no_workload(pid: int) -> None:
         problem = Problem(
             "kernel_thread", f"{name} is a thread of the kernel.", "Only processes of user space can be migrated."
         )
+    elif process.is_dead and len(procfs.thread_ids(pid)) > 1:
+        problem = leader_ended(name)
     elif process.is_dead:
         problem = Problem(
             "zombie",

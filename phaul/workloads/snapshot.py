@@ -6,11 +6,27 @@ Called by `workloads.process`. Reads only; blocks (10 ms a GiB of memory), so it
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from phaul.system import procfs, sockets
-from phaul.system.procfs import Descriptor, Mapping, ProcessStat
+from phaul.system import control_groups, procfs, sharing, sockets, sysv
+from phaul.system.procfs import Descriptor, Mapping, MountEntry, ProcessStat
+from phaul.system.sharing import Shared
 from phaul.system.sockets import InternetSocket, UnixSocket
+
+# criu/cr-dump.c, 4.2, dump_task_kobj_ids: these may belong to one process only. Signal handlers come with memory.
+NOT_TO_SHARE = {Shared.MEMORY: "memory", Shared.DIRECTORIES: "the working directory"}
+# CRIU dumps them once for a process, from its first thread.
+NOT_TO_PART = {Shared.DESCRIPTORS: "descriptors", Shared.DIRECTORIES: "working directory"}
+SYSTEM_V = (sysv.semaphores_used_by, sysv.queues_used_by)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreadSnapshot:
+    """What of a thread may be other than of its process; its first thread is one of them."""
+
+    tid: int
+    stat: ProcessStat
+    apart: tuple[str, ...] = ()  # what it does not share with its process: "network namespace", "descriptors", ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +43,17 @@ class ProcessSnapshot:
     root_directory: str = "/"
     mappings: tuple[Mapping, ...] = ()
     descriptors: tuple[Descriptor, ...] = ()
+    threads: tuple[ThreadSnapshot, ...] = ()
+    mounts: dict[int, MountEntry] = field(default_factory=dict)
+    directory_mount: int = 0  # the mount that the working directory lies on
+    users: tuple[int, ...] = ()  # real, effective, saved user and the same of groups
+    capabilities: int = 0  # permitted
+    open_files_limit: int = 0
+    processors: str = ""  # those that it may run on, as the kernel lists them
+    personality: int = 0
+    security_label: str = ""
+    frozen: bool = False
+    shares: tuple[str, ...] = ()  # what it shares with another process of the tree
 
     @property
     def pid(self) -> int:
@@ -47,6 +74,11 @@ class TreeSnapshot:
     agent_namespaces: dict[str, int]
     internet: dict[int, InternetSocket] = field(default_factory=dict)
     unix: dict[int, UnixSocket] = field(default_factory=dict)
+    netlink_unread: dict[int, int] = field(default_factory=dict)
+    groups: tuple[tuple[str, str], ...] = ()  # multicast groups of IPv4 that the host has joined, with the device
+    tracees: dict[int, int] = field(default_factory=dict)  # outside the tree: who is traced, by whom of the tree
+    semaphores: tuple[int, ...] = ()
+    message_queues: tuple[int, ...] = ()
 
     @property
     def root(self) -> ProcessSnapshot:
@@ -79,13 +111,69 @@ def take(root_pid: int) -> TreeSnapshot:
         except (FileNotFoundError, ProcessLookupError):  # ended meanwhile
             continue
     agent_namespaces = procfs.read_namespaces(os.getpid())
-    tree = TreeSnapshot(tuple(processes), agent_namespaces)
-    return TreeSnapshot(
-        processes=tree.processes,
-        agent_namespaces=agent_namespaces,
+    tree = TreeSnapshot(_with_shares(processes), agent_namespaces)
+    foreign_ipc = any(differs(process, agent_namespaces, "ipc") for process in processes)
+    semaphores, queues = ((), ()) if foreign_ipc else (used_by(tree.pids) for used_by in SYSTEM_V)
+    return replace(
+        tree,
         internet=sockets.internet_sockets(root_pid),
         unix={} if tree.has_own_network else sockets.unix_sockets(),
+        netlink_unread=sockets.netlink_unread(root_pid),
+        groups=() if tree.has_own_network else sockets.multicast_groups(root_pid),
+        tracees=_traced_by(tree.pids),
+        semaphores=semaphores,
+        message_queues=queues,
     )
+
+
+def _traced_by(pids: frozenset[int]) -> dict[int, int]:
+    found: dict[int, int] = {}
+    for pid in procfs.all_pids():
+        try:
+            tracer = 0 if pid in pids else int(procfs.read_status(pid)["TracerPid"])
+        except OSError:  # ended meanwhile
+            continue
+        if tracer in pids:
+            found[pid] = tracer
+    return found
+
+
+def _with_shares(processes: list[ProcessSnapshot]) -> tuple[ProcessSnapshot, ...]:
+    """Say of each process what it shares with its parent or with a sibling. Compares with those two kinds only."""
+    pids = {process.pid for process in processes}
+    elder: dict[int, int] = {}  # of each parent: the child before this one
+    found: list[ProcessSnapshot] = []
+    for process in processes:
+        parent = process.stat.parent_pid
+        others = [pid for pid in (parent, elder.get(parent, 0)) if pid in pids]
+        elder[parent] = process.pid
+        shared = (
+            []
+            if process.stat.is_dead
+            else [
+                words
+                for what, words in NOT_TO_SHARE.items()
+                if any(sharing.is_shared(what, process.pid, other) for other in others)
+            ]
+        )
+        found.append(replace(process, shares=tuple(shared)))
+    return tuple(found)
+
+
+def _threads(pid: int, tids: tuple[int, ...], namespaces: dict[str, int]) -> tuple[ThreadSnapshot, ...]:
+    found: list[ThreadSnapshot] = []
+    for tid in tids:
+        apart: list[str] = []
+        try:
+            stat = procfs.read_thread_stat(pid, tid)
+            if tid != pid:
+                apart += [words for what, words in NOT_TO_PART.items() if sharing.differs(what, pid, tid)]
+                theirs = procfs.read_thread_namespaces(pid, tid)
+                apart += [f"{name} namespace" for name, inode in theirs.items() if namespaces.get(name, inode) != inode]
+        except OSError:  # ended meanwhile
+            continue
+        found.append(ThreadSnapshot(tid, stat, tuple(apart)))
+    return tuple(found)
 
 
 def _process(pid: int) -> ProcessSnapshot:
@@ -94,15 +182,26 @@ def _process(pid: int) -> ProcessSnapshot:
     if stat.is_dead:
         return ProcessSnapshot(stat, tids)
     status = procfs.read_status(pid)
+    namespaces = procfs.read_namespaces(pid)
     return ProcessSnapshot(
         stat=stat,
         thread_ids=tids,
         user_id=int(status["Uid"].split()[1]),
         tracer_pid=int(status["TracerPid"]),
-        namespaces=procfs.read_namespaces(pid),
+        namespaces=namespaces,
         executable=procfs.read_link(pid, "exe"),
         working_directory=procfs.read_link(pid, "cwd"),
         root_directory=procfs.read_link(pid, "root"),
         mappings=procfs.read_smaps(pid),
         descriptors=tuple(procfs.read_descriptors(pid)),
+        threads=_threads(pid, tids, namespaces),
+        mounts=procfs.read_mounts(pid),
+        directory_mount=procfs.mount_of(pid, "cwd"),
+        users=tuple(int(number) for key in ("Uid", "Gid") for number in status[key].split()[:3]),
+        capabilities=int(status.get("CapPrm", "0"), 16),
+        open_files_limit=procfs.read_open_files_limit(pid),
+        processors=status.get("Cpus_allowed_list", ""),
+        personality=procfs.read_personality(pid),
+        security_label=procfs.read_security_label(pid),
+        frozen=control_groups.is_frozen(pid),
     )
