@@ -148,6 +148,12 @@ class CancelledByUserError(RolledBackError):
     exit_status = 25
 
 
+class DowntimeError(RolledBackError):
+    """The workload would have stood still for longer than was wished; it was not frozen, and runs on the source."""
+
+    exit_status = 26
+
+
 class LeftoversError(RolledBackError):
     """The workload runs on the source, but undoing left something behind, which is listed."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
@@ -16,8 +17,9 @@ from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.destination import Arrival, reservation_of, room_bytes
 from phaul.migration.events import Outcome
 from phaul.migration.host import Host
-from phaul.migration.interfaces import Digests, PageImage
 from phaul.migration.journal import Journal, Mark, last_of
+from phaul.migration.lazy import Loading
+from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.peer import PeerAgent, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word
 from phaul.units import format_bytes
@@ -38,22 +40,27 @@ class ReceivedImage(Protocol):
         ...
 
     @property
-    def pages_name(self) -> str:
-        """The file with the pages."""
-        ...
-
-    @property
     def runs(self) -> tuple[tuple[int, int], ...]:
         """(address, count of pages), in order."""
         ...
 
+    @property
+    def pieces(self) -> Sequence[tuple[Path, int, int]]:
+        """(file, offset, size) of where their content lies, in the same order."""
+        ...
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """Those of its blocks, where it was hashed as it came."""
+        ...
+
 
 class ReceivedPages(Protocol):
-    """Everything that one dump sent."""
+    """Everything that has come once a dump was complete, with what came in the rounds before it."""
 
     @property
     def page_bytes(self) -> int:
-        """Page content, headers not counted."""
+        """Their content."""
         ...
 
     @property
@@ -72,11 +79,15 @@ class Reception(Protocol):
 
     @property
     def received(self) -> Awaitable[ReceivedPages]:
-        """Gives what came over the channel once all has arrived."""
+        """Gives what came over the channel once a dump has arrived, the newest at the time of asking."""
         ...
 
     def cancel(self) -> None:
         """Stop waiting; break the channel if it is under way."""
+        ...
+
+    async def stopped(self) -> None:
+        """The same, and wait until nothing of what has come is left."""
         ...
 
     def forget(self) -> None:
@@ -133,7 +144,7 @@ class Arrivals:
         observer: ArrivalObserver,
         receive: Callable[[Path, int], Reception],
         connect: Callable[[str], PeerAgent],
-        digests: Callable[[Path], Awaitable[tuple[bytes, ...]]],
+        digests: Callable[[ReceivedImage], Awaitable[tuple[bytes, ...]]],
     ) -> None:
         self._digests = digests
         self._host = host
@@ -153,6 +164,15 @@ class Arrivals:
     async def _prepare(self, reservation: Reservation) -> _Incoming:
         async with self._preparing:
             return self._incoming.get(reservation.migration_id) or await self._admit(reservation)
+
+    async def reopen(self, migration_id: str) -> bytes:
+        """PRECOPY: wait for another page channel in place of one that broke; give its token."""
+        incoming = self._find(migration_id)
+        incoming.heard_us = self._host.clock.monotonic_us()
+        await incoming.pages.stopped()
+        reservation = incoming.arrival.reservation
+        incoming.pages = self._receive(incoming.arrival.images, room_bytes(reservation.memory_bytes))
+        return incoming.pages.token
 
     def images(self, migration_id: str) -> Path:
         """Where the images of a migration go."""
@@ -178,8 +198,7 @@ class Arrivals:
 
         async def act() -> Digests:
             received = await asyncio.shield(incoming.pages.received)
-            directory = incoming.arrival.images
-            return {each.pagemap_name: await self._digests(directory / each.pages_name) for each in received.images}
+            return {each.pagemap_name: each.digests or await self._digests(each) for each in received.images}
 
         return await self._once(incoming, "page_digests", act)
 
@@ -199,13 +218,12 @@ class Arrivals:
         self._observer.settled(migration_id, Outcome.COMPLETED, None)
         return warnings
 
-    async def received_file(self, migration_id: str, name: str) -> Path:
-        """Where the pages of an image lie, for reading them back; waits until they have all come."""
-        incoming = self._find(migration_id)
-        received = await asyncio.shield(incoming.pages.received)
+    async def received_image(self, migration_id: str, name: str) -> ReceivedImage:
+        """An image, for reading its pages back; waits until they have all come."""
+        received = await asyncio.shield(self._find(migration_id).pages.received)
         for image in received.images:
             if image.pagemap_name == name:
-                return incoming.arrival.images / image.pages_name
+                return image
         raise NoSuchMigrationError(f"migration {migration_id} has no image {name}")
 
     async def abort(self, migration_id: str) -> tuple[str, ...]:
@@ -225,6 +243,11 @@ class Arrivals:
         """Whether a step of this migration can be asked for."""
         return migration_id in self._incoming
 
+    def loading(self, migration_id: str) -> Loading | None:
+        """How far the pages of a copy that runs are, until they are all in place."""
+        incoming = self._incoming.get(migration_id)
+        return incoming.arrival.loading if incoming is not None else None
+
     def holds(self, migration_id: str) -> bool:
         """Whether a restored copy is held at its gate by this agent."""
         incoming = self._incoming.get(migration_id)
@@ -239,6 +262,7 @@ class Arrivals:
         assert reserved is not None
         images = await self._host.rooms.existing(migration_id) or Path()
         arrival = Arrival.recovered(reservation_of(reserved.data), self._host, journal, images)
+        arrival.lost = partial(self._observer.settled, migration_id, Outcome.LOST)
         pages = self._receive(images, 0)
         pages.cancel()
         self._incoming[migration_id] = _Incoming(arrival, pages)
@@ -268,6 +292,7 @@ class Arrivals:
                 )
         await self._require_memory(reservation)
         arrival = Arrival(reservation, self._host, journal)
+        arrival.lost = partial(self._observer.settled, migration_id, Outcome.LOST)
         self._observer.arrived(reservation)
         try:
             directory = await arrival.prepare()

@@ -1,13 +1,14 @@
 """PREFLIGHT put together: the facts of both hosts are asked for, `preflight` compares them. Touches nothing.
 
-Called by the coordinator, and by `agent.outgoing` for `phaul migrate --dry-run`.
+Called by the coordinator, and by `agent.outgoing` for `phaul check`, `phaul migrate --dry-run`.
 """
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
-from phaul.migration import preflight
+from phaul.migration import check_report, mode, preflight
 from phaul.migration.facts import CheckReport, MigrationRequest
 from phaul.migration.host import Host
 from phaul.migration.peer import PeerAgent
@@ -21,10 +22,16 @@ async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> Check
     workload = await host.workload.inspect(request.root_pid)
     source, destination = await asyncio.gather(
         host.describe(),
-        peer.observe([thread for task in workload.tasks for thread in task.thread_ids], workload.files),
+        peer.observe(preflight.wanted_ids(workload), workload.files),
     )
     problems = (
         *preflight.compare(request, workload, source, destination),
         *preflight.agents_problems(request, await peer.own_address(), peer.name),
+        *mode.problems(request, source),
     )
-    return CheckReport(source=source, destination=destination.host, workload=workload, problems=problems)
+    found = CheckReport(source=source, destination=destination.host, workload=workload, problems=problems)
+    return replace(
+        found,
+        fine=check_report.fine(workload, source, destination, problems),
+        expected_downtime_us=0 if found.refused else check_report.expected_downtime_us(workload),
+    )

@@ -10,26 +10,24 @@ holds a complete, restored copy, and the destination lets that run only when it 
 from __future__ import annotations
 
 import asyncio
-from functools import partial
 
 from phaul.errors import (
     CancelledByUserError,
     DefectError,
     DumpError,
-    InDoubtError,
     LeftoversError,
-    LostError,
     PhaulError,
     RolledBackError,
     SwitchoverError,
-    TransferError,
     UnreachableError,
 )
 from phaul.migration import preflight
+from phaul.migration.account import account
 from phaul.migration.check import check
 from phaul.migration.events import (
     EventSink,
     MigrationReport,
+    ModeChosen,
     Outcome,
     Phase,
     PhaseStarted,
@@ -37,26 +35,25 @@ from phaul.migration.events import (
     Started,
     Warning,
 )
-from phaul.migration.facts import (
-    AddressFacts,
-    MigrationRequest,
-    Severity,
-    WorkloadFacts,
-)
+from phaul.migration.facts import AddressFacts, MigrationRequest, Mode, Severity, WorkloadFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import DumpRequest, HeldDump, TreeHandle
 from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.limits import Limits
-from phaul.migration.peer import PageChannel, PeerAgent, Reservation, RestoredCopy
+from phaul.migration.mode import choose
+from phaul.migration.peer import PeerAgent, Reservation
 from phaul.migration.plan import fenced, has_connections, plan
 from phaul.migration.progress import tell_progress
 from phaul.migration.recovery import Word
+from phaul.migration.resuming import resume
+from phaul.migration.rounds import PreCopy
+from phaul.migration.sending import Sending
 from phaul.migration.timeline import Timeline
 from phaul.migration.undo import UndoStack, as_undo, end
+from phaul.migration.verification import Verification
 from phaul.units import MIB
 
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
-RESUME_BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again: past COMMIT nobody gives up
 
 
 class Coordinator:
@@ -85,6 +82,7 @@ class Coordinator:
         self._undo = UndoStack()
         self._limits = Limits(host.clock, lambda: not self.committed)
         self._warnings: list[str] = []
+        self._rounds: PreCopy | None = None
         self.committed = False
         self.killed = False
 
@@ -119,10 +117,14 @@ class Coordinator:
         await self._journal.write(Mark.PLANNED, plan(facts, addresses, self._request, identity))
 
         await self._enter(Phase.PREPARE)
-        channel = await self._prepare(facts, addresses)
+        await self._prepare(facts, addresses)
+
+        if self._mode is Mode.PRE_COPY:
+            await self._enter(Phase.PRECOPY)
+            await self._precopy(facts)
 
         await self._enter(Phase.FREEZE)
-        held = await self._freeze(facts, addresses, channel)
+        held = await self._freeze(facts, addresses)
         tree = await self._keeper.hold()
         self._undo.add("the tasks' standing still", as_undo(tree.release))
 
@@ -151,18 +153,20 @@ class Coordinator:
         try:
             await self._enter(Phase.RESUME)
             with self._timeline.step("resume", Role.DESTINATION):
-                await self._resume()
+                self._warnings += await resume(self._peer, self._id, self._host.clock, self._warn)
             self._timeline.resumed_us = self._host.clock.monotonic_us()
             await self._note(Mark.RESUMED)
         finally:
             await self._enter(Phase.CLEANUP)
-            await self._clean_up(facts, held, channel)
+            await self._clean_up(facts, held)
         await self._note(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
-        return self._report(facts, addresses, copy, image_bytes)
+        await self._learn()
+        warnings = tuple(self._warnings)
+        return account(self._timeline, facts, addresses, copy, image_bytes, self._rounds, self._sending, warnings)
 
     async def _preflight(self) -> tuple[WorkloadFacts, tuple[AddressFacts, ...]]:
-        report = await check(self._request, self._host, self._peer)
-        facts = report.workload
+        found = await check(self._request, self._host, self._peer)
+        facts = found.workload
         self._events.emit(
             Started(
                 root_pid=facts.root_pid,
@@ -173,14 +177,16 @@ class Coordinator:
                 connections=len(facts.connections),
             )
         )
-        refusals = [problem for problem in report.problems if problem.severity is Severity.REFUSES]
+        refusals = [problem for problem in found.problems if problem.severity is Severity.REFUSES]
         if refusals:
             raise preflight.refusal(refusals)
-        for problem in report.problems:
+        for problem in found.problems:
             self._warn(problem.message)
-        return facts, preflight.resolve_addresses(self._request, report.source)
+        self._mode, reason = choose(self._request, facts, found.source)
+        self._events.emit(ModeChosen(self._mode, reason))
+        return facts, preflight.resolve_addresses(self._request, found.source)
 
-    async def _prepare(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> PageChannel:
+    async def _prepare(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> None:
         """Room on both hosts, a keeper and a connection for the memory, before anything is frozen."""
         self._undo.add("images on this host", lambda: self._host.rooms.release(self._id))
         self._images = await self._host.rooms.make(self._id, SMALL_IMAGES_BYTES)
@@ -202,22 +208,45 @@ class Coordinator:
             )
         )
         self._undo.add("the page channel", as_undo(channel.close))
+        self._sending = await Sending.over(channel, self._request, facts, self._host, self._peer)
         await self._keeper.ready()
-        return channel
 
-    async def _freeze(
-        self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], channel: PageChannel
-    ) -> HeldDump:
+    async def _precopy(self, facts: WorkloadFacts) -> None:
+        """Rounds, until what is left is worth a freeze. They may end on another page channel than they began on."""
+        self._rounds = PreCopy(
+            self._id,
+            self._request,
+            facts,
+            self._images,
+            self._host,
+            self._peer,
+            self._sending,
+            self._journal,
+            self._events,
+            self._undo,
+        )
+        await self._journal.write(Mark.PRECOPYING)
+        self._undo.add("the workload's running on", self._keeper.run_again)
+        await self._rounds.run(self._limits.left_us)
+        self._sending = self._rounds.sending
+
+    async def _freeze(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> HeldDump:
         """The final dump, its memory going through the page channel; afterwards every task is frozen and held."""
         self._undo.add("rules that CRIU made", lambda: self._remove_locks(facts))
         self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
 
-        async def about_to_freeze() -> None:
+        async def about_to_freeze(engine_pid: int) -> None:
+            await self._keeper.watch(engine_pid)
             self._limits.begin("the freeze", self._request.freeze_timeout_seconds)
             await self._journal.write(Mark.FREEZING)
+            if self._rounds:
+                await self._rounds.full_speed()
             if addresses:
                 await self._host.network.fence(self._id, addresses)
 
+        await self._sending.begin(frozen=True)
+        self._sent_before = self._sending.channel.sent_bytes()
+        channel = self._sending.channel
         request = DumpRequest(
             migration_id=self._id,
             root_pid=facts.root_pid,
@@ -227,10 +256,13 @@ class Coordinator:
             shell_job=facts.needs_shell_job,
             drop_unaccepted=self._request.drop_unaccepted,
             fenced=fenced(facts, addresses),
+            parent=self._rounds.newest if self._rounds else None,
         )
         # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
         self._undo.add("the workload's running on", self._keeper.run_again)
         progress = asyncio.create_task(tell_progress(channel, facts.memory_bytes, self._host.clock, self._events))
+        self._verification = Verification(self._id, facts, self._host, self._peer, channel)
+        self._undo.add("the hashing beside the dump", self._verification.end)
         dump = self._host.engine.dump(request, about_to_freeze)
         try:
             held = await dump.__aenter__()
@@ -240,22 +272,15 @@ class Coordinator:
         self._undo.add("the frozen workload", lambda: dump.__aexit__(None, None, None))
         self._timeline.frozen_us = held.frozen_since_us
         now_us = self._host.clock.monotonic_us()
-        self._timeline.add_step("dump", held.frozen_since_us, now_us - held.frozen_since_us, Role.SOURCE)
+        self._dump_us = now_us - held.frozen_since_us
+        self._timeline.add_step("dump", held.frozen_since_us, self._dump_us, Role.SOURCE)
         self._dump = dump
         return held
 
     async def _verify(self, tree: TreeHandle) -> None:
         """Compare what arrived with the memory as it lies in the frozen tree; runs beside the restore."""
         with self._timeline.step("verify memory"):
-            images = await self._peer.received_pages(self._id)
-            theirs = self._peer.page_digests(self._id)
-            fetch = partial(self._peer.received_chunk, self._id)
-            differing = await self._host.workload.differing(tree, images, theirs, fetch)
-        if differing:
-            raise TransferError(
-                f"the memory was damaged on its way: {', '.join(differing)} on the destination differs from the source",
-                hint="Nothing of it was used. If it happens again, test the memory and network of both hosts.",
-            )
+            await self._verification.run(tree)
 
     async def _give_up(self, addresses: tuple[AddressFacts, ...]) -> None:
         """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""
@@ -289,36 +314,16 @@ class Coordinator:
     async def _remove_locks(self, facts: WorkloadFacts) -> None:
         await self._host.network.remove_engine_locks(facts.root_pid, facts.connections)
 
-    async def _resume(self) -> None:
-        """Tell the destination to run the copy, until it has answered: no other host may run it any more."""
-        attempt = 0
-        while True:
-            try:
-                self._warnings += await self._peer.resume(self._id)
-                return
-            except UnreachableError as error:
-                delay_seconds = RESUME_BACKOFF_SECONDS[min(attempt, len(RESUME_BACKOFF_SECONDS) - 1)]
-                if attempt == 0:
-                    self._warn(f"the destination does not answer ({error.message}); it is asked again until it does")
-                attempt += 1
-                await self._host.clock.sleep(delay_seconds)
-            except PhaulError as error:
-                if isinstance(error, LostError | InDoubtError):
-                    raise
-                raise LostError(
-                    f"the destination could not run the workload: {error.message}",
-                    hint=f"Its images are kept on {self._peer.name}. {error.hint}",
-                    detail=error.detail,
-                ) from error
-
-    async def _clean_up(self, facts: WorkloadFacts, held: HeldDump, channel: PageChannel) -> None:
+    async def _clean_up(self, facts: WorkloadFacts, held: HeldDump) -> None:
         """Whatever fails here is a warning: the workload runs on the destination."""
         self._undo.forget()
         last = UndoStack()
         last.add("images on this host", lambda: self._host.rooms.release(self._id))
         last.add("the fence on this host", lambda: self._host.network.unfence(self._id))
         last.add("rules that CRIU made", lambda: self._remove_locks(facts))
-        last.add("the page channel", as_undo(channel.close))
+        if self._rounds:
+            last.add("the workload's CPU quota", self._rounds.put_back)
+        last.add("the page channel", as_undo(self._sending.channel.close))
         last.add("the keeper", self._keeper.close)
         last.add("CRIU", lambda: self._dump.__aexit__(None, None, None))
         last.add("CRIU", held.release_killed)
@@ -355,6 +360,16 @@ class Coordinator:
             await self._note(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
         return leftovers
 
+    async def _learn(self) -> None:
+        """What this migration cost makes the prediction of the next one better."""
+        if self._rounds:
+            timeline = self._timeline
+            await self._rounds.learn(
+                page_bytes=self._sending.channel.sent_bytes() - self._sent_before,
+                dump_us=self._dump_us,
+                downtime_us=timeline.resumed_us - timeline.frozen_us,
+            )
+
     async def _note(self, mark: Mark, data: Data | None = None) -> None:
         """Journal what recovery would find out without it as well: failing to is no reason to fail."""
         try:
@@ -379,22 +394,3 @@ class Coordinator:
     def _warn(self, message: str) -> None:
         self._warnings.append(message)
         self._events.emit(Warning(message))
-
-    def _report(
-        self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], copy: RestoredCopy, image_bytes: int
-    ) -> MigrationReport:
-        timeline = self._timeline
-        return MigrationReport(
-            new_pid=copy.pid,
-            downtime_us=timeline.resumed_us - timeline.frozen_us,
-            freeze_us=timeline.killed_us - timeline.frozen_us,
-            total_us=timeline.resumed_us - timeline.started_us,
-            memory_bytes=copy.page_bytes,
-            image_bytes=image_bytes,
-            phases=timeline.phases(),
-            steps=timeline.steps(),
-            warnings=tuple(self._warnings),
-            processes=len(facts.tasks),
-            connections=len(facts.connections),
-            addresses=tuple(map(str, addresses)),
-        )

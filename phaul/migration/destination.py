@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from phaul.errors import DefectError, LostError, PhaulError, RestoreError, SwitchoverError
+from phaul.migration import lazy
 from phaul.migration.events import Outcome, Phase, Role
 from phaul.migration.facts import AddressFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import HeldRestore, RestoreRequest, TreeIdentity
 from phaul.migration.journal import Data, Journal, Mark, last_of
+from phaul.migration.lazy import Loader, Loading, LoadingState
 from phaul.migration.peer import Reservation, RestoredCopy
+from phaul.migration.recovery import Tree
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
 
@@ -27,6 +31,9 @@ ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it
 
 REAPED_LOOKS = 500  # for the kernel to free a killed copy, and for us to reap it
 REAPED_LOOK_SECONDS = 0.02  # between two looks
+RUNS_LOOKS = 5  # that must all find a copy running before it is believed
+LOADED_LOOK_SECONDS = 0.05  # between two looks at a copy that runs and whose pages are being loaded
+LAZY = "lazy"  # in a HELD record: a loader puts the pages of this copy in place
 
 
 def room_bytes(memory_bytes: int) -> int:
@@ -59,6 +66,9 @@ class Arrival:
         self._copy: RestoredCopy | None = None
         self._announcing: asyncio.Task[None] | None = None
         self._cleaning: asyncio.Task[None] | None = None
+        self._loader: Loader | None = None
+        self.loading: Loading | None = None  # of a copy that runs, until all its pages are in place
+        self.lost: Callable[[LostError], None] = lambda _: None  # told when they never will be
         self.images = Path()
         self.resumed = False
         self.aborted = False
@@ -88,6 +98,7 @@ class Arrival:
             self._id, room_bytes(self.reservation.memory_bytes) + SMALL_IMAGES_BYTES
         )
         await self._take_addresses()
+        await self._prepare_loader()
         await self._host.reached(Role.DESTINATION, Phase.PREPARE)
         return self.images
 
@@ -101,10 +112,10 @@ class Arrival:
         if self._copy is not None:
             return self._copy
         self.phase = Phase.RESTORE
-        held = await self._hold()
+        held = await self._hold_lazily() or await self._hold()
         self._undo.add("the restored copy", self._discard)
         await self._host.reached(Role.DESTINATION, Phase.RESTORE)
-        await self._record_held(held)
+        await self._record_held(held, is_lazy=self._loader is not None)
         self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us)
         return self._copy
 
@@ -126,13 +137,14 @@ class Arrival:
         await self._run_copy()
         await self._host.reached(Role.DESTINATION, Phase.CLEANUP)
         await self._journal.write(Mark.RUNNING)
+        await self._look_at_loader()
         warnings: list[str] = []
         try:
             await self._host.network.announce(self.reservation.addresses)
         except PhaulError as error:
             warnings.append(f"the neighbours could not be told of the new place: {error.message}")
         self._announcing = asyncio.create_task(self._announce_again())
-        self._cleaning = asyncio.create_task(self._clean_up())
+        self._cleaning = asyncio.create_task(self._clean_up_or_tell())
         return tuple(warnings)
 
     @classmethod
@@ -167,10 +179,16 @@ class Arrival:
         return leftovers
 
     async def settled(self) -> None:
-        """Wait for the cleaning up that `resume` left to do, and leave off telling the neighbours again."""
+        """Wait for the cleaning up that `resume` left to do, and leave off telling the neighbours again.
+
+        Pages that are still being loaded are not waited for: an agent that starts later finds the loader and sees to
+        the rest.
+        """
         if self._announcing is not None:
             self._announcing.cancel()
         if self._cleaning is not None:
+            if self.loading is not None:
+                self._cleaning.cancel()
             await asyncio.wait([self._cleaning])
 
     async def let_go(self) -> None:
@@ -193,7 +211,30 @@ class Arrival:
                 f"the addresses could not be put on the destination: {error.message}", hint=error.hint
             ) from error
 
-    async def _hold(self) -> HeldRestore:
+    async def _prepare_loader(self) -> None:
+        """Start the loader ahead of time where a lazy restore helps; it can do without, if need be."""
+        features = (await self._host.describe()).features
+        if not lazy.helps(self.reservation.memory_bytes, features):
+            return
+        try:
+            loader = self._loader = await self._host.engine.loader(self._id, self.images)
+        except PhaulError:
+            return
+        self._undo.add("the loader", loader.close)
+
+    async def _hold_lazily(self) -> HeldRestore | None:
+        """Restore a copy whose pages are loaded while it runs. None where that is not possible: then eagerly."""
+        if self._loader is None:
+            return None
+        try:
+            await self._loader.ready()
+            return await self._hold(is_lazy=True)
+        except RestoreError:
+            loader, self._loader = self._loader, None
+            await loader.close()
+            return None
+
+    async def _hold(self, *, is_lazy: bool = False) -> HeldRestore:
         gate = self._host.engine.restore(
             RestoreRequest(
                 migration_id=self._id,
@@ -201,6 +242,7 @@ class Arrival:
                 root_pid=self.reservation.root_pid,
                 keep_connections=self.reservation.keep_connections,
                 shell_job=self.reservation.shell_job,
+                lazy=is_lazy,
             )
         )
         self._held = await gate.__aenter__()
@@ -216,11 +258,23 @@ class Arrival:
         await self._host.workload.finish_kill(identity)
         pids = tuple(pid for pid, _ in identity.tasks)
         for _ in range(REAPED_LOOKS):
-            taken, _files = await self._host.workload.observe(pids, ())
+            taken, *_ = await self._host.workload.observe(pids, ())
             if not taken:
                 return
+            await self._kill_unfinished(pids[0])
             await self._host.clock.sleep(REAPED_LOOK_SECONDS)
         raise RestoreError("tasks of the copy that was held before keep its PIDs taken")
+
+    async def _kill_unfinished(self, root_pid: int) -> None:
+        """Kill a later copy that no record names: agent and CRIU were killed before it could be written."""
+        workload = self._host.workload
+        try:
+            identity = await workload.identify(root_pid)
+        except PhaulError:
+            return  # it ends at this moment
+        state, _ = await workload.look(identity)
+        if state is Tree.UNFINISHED:
+            await workload.finish_kill(identity)
 
     async def _hold_again(self) -> HeldRestore:
         """Restore once more, behind the fence: without the connections the kernel would reset them."""
@@ -234,9 +288,9 @@ class Arrival:
         await self._record_held(held)  # another copy than the one before: it must be known which one runs
         return held
 
-    async def _record_held(self, held: HeldRestore) -> None:
+    async def _record_held(self, held: HeldRestore, *, is_lazy: bool = False) -> None:
         identity = await self._host.workload.identify(held.tree.root_pid)
-        await self._journal.write(Mark.HELD, identity.as_data())
+        await self._journal.write(Mark.HELD, {**identity.as_data(), LAZY: is_lazy})
 
     async def _run_copy(self) -> None:
         try:
@@ -244,6 +298,9 @@ class Arrival:
                 raise RestoreError("the agent was restarted since the copy was restored")
             await self._pass_gate(self._held)
         except PhaulError as first:
+            if await self._runs_all_the_same():
+                await self._host.network.unfence(self._id)
+                return
             try:
                 await self._pass_gate(await self._hold_again())
             except PhaulError as second:
@@ -254,6 +311,23 @@ class Arrival:
                     hint=f"Its images are kept in {self.images} on the destination; restore them with `criu restore`.",
                     detail=second.detail,
                 ) from second
+
+    async def _runs_all_the_same(self) -> bool:
+        """Whether the copy runs although nobody said so: its CRIU was killed after it had let it go.
+
+        Such a copy must not be killed: what it has done since is in no image, and its connections could not be made
+        again beside what the kernel keeps of them.
+        """
+        held = last_of(self._journal.records, Mark.HELD)
+        if held is None:
+            return False
+        identity = TreeIdentity.from_data(held.data)
+        for _ in range(RUNS_LOOKS):  # between two stages of its restorer a copy looks like one that runs
+            state, _others = await self._host.workload.look(identity)
+            if state is not Tree.ALIVE:
+                return False
+            await self._host.clock.sleep(REAPED_LOOK_SECONDS)
+        return True
 
     async def _pass_gate(self, held: HeldRestore) -> None:
         # Unfenced first, as CRIU itself unlocks the network before it ends the sockets' repair mode: the window probes
@@ -276,8 +350,42 @@ class Arrival:
             except PhaulError:
                 return  # the address has moved on already
 
+    async def _clean_up_or_tell(self) -> None:
+        try:
+            await self._clean_up()
+        except LostError as error:
+            self.loading = None
+            await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.LOST)})
+            self.lost(error)
+
     async def _clean_up(self) -> None:
         if self._gate is not None:
             await self._gate.__aexit__(None, None, None)
+        await self._see_loaded()
+        if self._loader is not None:
+            await self._loader.close()
         await self._host.rooms.release(self._id)
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
+
+    async def _see_loaded(self) -> None:
+        """Wait until every page of a copy that runs is in place: until then they are only in the images.
+
+        Raises `LostError` when they never will be: the copy is ended, as it would go on with zeros for its memory.
+        """
+        while (loading := await self._look_at_loader()) is not None:
+            if loading.state is LoadingState.LOST:
+                await self._kill_copy()
+                raise LostError(
+                    "the process that loaded the workload's pages was killed, its twin as well, before all were in "
+                    f"place; the workload was ended, as {loading.left_bytes} bytes of its memory were missing",
+                    hint=f"Its images, as of the moment of the migration, are kept in {self.images} on the "
+                    "destination; restore them with `criu restore`. The kernel's log may say who killed it.",
+                )
+            await self._host.clock.sleep(LOADED_LOOK_SECONDS)
+
+    async def _look_at_loader(self) -> Loading | None:
+        """How far the loading of the copy that runs is; None where there is nothing left to load."""
+        held = last_of(self._journal.records, Mark.HELD)
+        loading = await self._host.engine.loading(self._id) if held and held.data.get(LAZY) else None
+        self.loading = loading if loading is not None and loading.state is not LoadingState.DONE else None
+        return self.loading

@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from phaul.errors import PhaulError
+from phaul.migration.facts import Mode
 
 
 class Phase(StrEnum):
@@ -79,6 +80,12 @@ class MigrationReport:
     processes: int
     connections: int
     addresses: tuple[str, ...]
+    wire_bytes: int = 0  # what went over the wire for all pages, headers and all
+    compressed: bool = False  # whether any of them went compressed
+    mode: Mode = Mode.STOP_AND_COPY
+    rounds: int = 0  # of pre-copy, before the freeze
+    sent_bytes: int = 0  # content of all pages that were sent, those of earlier rounds too
+    predicted_downtime_us: int = 0  # as it was predicted right before the freeze; 0 where it was not
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +125,29 @@ class Warning:
 
 
 @dataclass(frozen=True, slots=True)
+class ModeChosen:
+    """How the memory goes, said once, before the first of it does. `mode` is never AUTO; `reason` is one sentence."""
+
+    mode: Mode
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class RoundFinished:
+    """One round of pre-copy. `number` counts from 1; `next` says in words what follows."""
+
+    number: int
+    page_bytes: int
+    wire_bytes: int
+    send_us: int
+    frozen_us: int
+    dirty_bytes_per_second: int
+    predicted_downtime_us: int
+    wished_downtime_us: int
+    next: str
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last event: `report` when completed, `error` otherwise."""
 
@@ -126,7 +156,7 @@ class Finished:
     error: PhaulError | None = None
 
 
-Event = Started | PhaseStarted | Progress | Warning | Finished
+Event = Started | PhaseStarted | ModeChosen | RoundFinished | Progress | Warning | Finished
 
 
 class EventSink(Protocol):

@@ -19,6 +19,7 @@ class FileUse(StrEnum):
     WORKING_DIRECTORY = "working_directory"
     ROOT_DIRECTORY = "root_directory"
     SOCKET_DIRECTORY = "socket_directory"  # a Unix socket is bound in it: CRIU binds it again, the mode does not matter
+    WATCHED = "watched"  # by inotify or fanotify: it has to be there, whatever is in it
 
 
 class Severity(StrEnum):
@@ -26,6 +27,31 @@ class Severity(StrEnum):
 
     REFUSES = "refuses"
     WARNS = "warns"
+
+
+class Mode(StrEnum):
+    """How the memory goes."""
+
+    AUTO = "auto"  # as both hosts can
+    PRE_COPY = "pre-copy"  # in rounds while the workload runs, and the rest of it in the freeze
+    STOP_AND_COPY = "stop-and-copy"  # all of it in the freeze
+
+
+class OnStall(StrEnum):
+    """What to do when further rounds do not bring the downtime below what is acceptable."""
+
+    REFUSE = "refuse"
+    FREEZE = "freeze"
+    THROTTLE = "throttle"
+    POSTCOPY = "postcopy"
+
+
+class Compression(StrEnum):
+    """Whether the memory is compressed on its way."""
+
+    AUTO = "auto"  # where it is measured to help
+    ZSTD = "zstd"
+    NONE = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +84,9 @@ class FileFacts:
     """A path that a workload holds, as it looks on one host.
 
     `size_bytes` and `mode` (permission and type bits, st_mode) are what CRIU compares at restore; `build_id` is the
-    hex GNU build ID of an ELF file, else empty. `exists` is False on a host that has no such path. A deleted file that
-    is still held is not listed: CRIU carries it in its images (a ghost file).
+    hex GNU build ID of an ELF file; of another file that is mapped "content " and a hash; else empty. `exists` is False
+    on a host that has no such path. A deleted file that is still held is not listed: CRIU carries it in its images (a
+    ghost file).
     """
 
     path: str
@@ -70,6 +97,7 @@ class FileFacts:
     build_id: str = ""
     writable: bool = False  # held open for writing: its size may differ by the time of the freeze
     append_only: bool = False  # held by O_WRONLY|O_APPEND alone (a log): CRIU does not compare its size
+    locked: bool = False  # here: the workload holds a lock on it; there: somebody else's lock would be in the way
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +129,15 @@ class WorkloadFacts:
     problems: tuple[Problem, ...] = ()
     needs_shell_job: bool = False  # the root task does not lead its session, so CRIU wants `shell_job`
     has_own_network: bool = False  # lives in another network namespace than the agent
+    helper_ids: tuple[int, ...] = ()  # of sessions and groups whose leader is gone: CRIU takes them for a moment
+    capabilities: int = 0  # the permitted capabilities of all tasks together, as a mask
+    most_mappings: int = 0  # of one task
+    most_open_files: int = 0  # the highest hard limit of open files of a task
+    huge_page_bytes: int = 0
+    terminals: tuple[int, ...] = ()  # numbers below /dev/pts of which the tree has the controlling end
+    unix_names: tuple[str, ...] = ()  # of its Unix sockets that are bound; "@" stands for an abstract one
+    bound_devices: tuple[str, ...] = ()  # network devices that a socket is bound to
+    security_label: str = ""  # the LSM's profile or context of the root task; "" where there is none to speak of
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +168,22 @@ class HostFacts:
     addresses: tuple[AddressFacts, ...] = ()
     problems: tuple[Problem, ...] = ()  # what keeps this host from taking part at all
     devices: tuple[str, ...] = ()  # names of the network devices; empty where not asked
+    cpu_features: tuple[str, ...] = ()  # what programs may use of the processors; empty where not known
+    capabilities: int = 0  # what the agent may give to a task, as a mask; 0 where not known
+    max_mappings: int = 0  # vm.max_map_count; this and what follows is 0 where not known
+    max_open_files: int = 0  # fs.nr_open
+    max_pid: int = 0  # kernel.pid_max: numbers below it can be given
+    free_huge_page_bytes: int = 0
+    security_modules: tuple[str, ...] = ()  # that label processes: "apparmor", "selinux"
+
+
+@dataclass(frozen=True, slots=True)
+class Occupancy:
+    """What is in use on a host that a workload may want as well. No socket of a single connection is listed."""
+
+    sockets: tuple[ConnectionFacts, ...] = ()  # TCP that listens and UDP that is bound
+    unix_names: tuple[str, ...] = ()
+    terminals: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +194,7 @@ class DestinationFacts:
     files: tuple[FileFacts, ...] = ()  # one for each path asked, in the order asked
     taken_ids: tuple[int, ...] = ()  # of the PIDs and thread IDs asked for, those in use here
     local_addresses: tuple[str, ...] = ()  # every address that is local here, loopback and link scope included
+    occupied: Occupancy = field(default_factory=Occupancy)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +216,12 @@ class MigrationRequest:
     drop_unaccepted: bool = False  # connections that wait in a listen queue may be lost (CRIU tcp_skip_in_flight)
     timeout_seconds: float = 0  # for everything up to COMMIT; 0: no limit
     freeze_timeout_seconds: float = 0  # for the tasks to stand still on the source; 0: no limit
+    bandwidth_bytes_per_second: int = 0  # cap on what the migration sends; 0: not said
+    compress: Compression = Compression.AUTO
+    mode: Mode = Mode.AUTO
+    max_downtime_seconds: float = 0  # the pause that is acceptable; 0: not said
+    max_rounds: int = 0  # of pre-copy; 0: not said
+    on_stall: OnStall = OnStall.REFUSE
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +232,8 @@ class CheckReport:
     destination: HostFacts
     workload: WorkloadFacts
     problems: tuple[Problem, ...] = field(default=())
+    fine: tuple[str, ...] = ()  # what was looked at and is no problem, a few words each
+    expected_downtime_us: int = 0  # a rough guess from memory and count of tasks; 0 where refused
 
     @property
     def refused(self) -> bool:

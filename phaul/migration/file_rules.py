@@ -23,6 +23,7 @@ USES = {
     FileUse.WORKING_DIRECTORY: "its working directory",
     FileUse.ROOT_DIRECTORY: "its root directory",
     FileUse.SOCKET_DIRECTORY: "with a socket of it inside",
+    FileUse.WATCHED: "watched",
 }
 KINDS = {
     stat.S_IFREG: "a regular file",
@@ -35,6 +36,7 @@ KINDS = {
 # Made anew by each kernel: nothing can be copied there.
 KERNEL_FILE_SYSTEMS = ("/proc/", "/sys/", "/dev/")
 KERNEL_MADE = ("/proc/", "/sys/")
+ONLY_THERE = (FileUse.SOCKET_DIRECTORY, FileUse.WATCHED)  # whatever its mode
 WARNINGS = ("log_size", "file_content")
 
 
@@ -66,13 +68,18 @@ def _differences(file: FileFacts, other: FileFacts | None) -> Iterator[tuple[str
     if stat.S_IFMT(file.mode) != stat.S_IFMT(other.mode):
         yield "file_type", f"{_kind(other.mode)} there, {_kind(file.mode)} here"
         return
-    if stat.S_IMODE(file.mode) != stat.S_IMODE(other.mode) and file.use is not FileUse.SOCKET_DIRECTORY:
+    if stat.S_IMODE(file.mode) != stat.S_IMODE(other.mode) and file.use not in ONLY_THERE:
         yield "file_mode", f"{stat.S_IMODE(other.mode):04o} there, {stat.S_IMODE(file.mode):04o} here"
-    if not stat.S_ISREG(file.mode):
+    if not stat.S_ISREG(file.mode) or file.use is FileUse.WATCHED:
         return
+    if file.locked and other.locked:
+        yield "file_locked", "locked"
     if file.size_bytes != other.size_bytes:
         words = f"{_size(other.size_bytes)} there, {_size(file.size_bytes)} here"
         yield ("log_size" if file.append_only else "file_size"), words
+    elif file.build_id.startswith("content "):
+        if file.build_id != other.build_id:
+            yield "file_differs", "the same size, another content"
     elif file.build_id != other.build_id:
         yield "file_build_id", f"{_short(other.build_id)} there, {_short(file.build_id)} here"
     elif file.writable and not file.append_only and not file.path.startswith(KERNEL_MADE):
@@ -93,6 +100,14 @@ def _fold(code: str, found: list[tuple[FileFacts, str]], host: str) -> Problem:
         message = f"{'Paths' if many else 'A path'} of the workload {'have' if many else 'has'} another mode on {host}"
     elif code == "file_build_id":
         message = f"{'Programs' if many else 'A program'} or library of the workload is another build on {host}"
+    elif code == "file_differs":
+        message = (
+            f"{'Files' if many else 'A file'} that the workload has mapped {'differ' if many else 'differs'} on {host}"
+        )
+    elif code == "file_locked":
+        message = (
+            f"{'Files' if many else 'A file'} that the workload has locked {'are' if many else 'is'} locked on {host}"
+        )
     elif code == "log_size":
         message = f"{'Logs' if many else 'A log'} of the workload will go on in another file on {host}"
     elif code == "file_content":
@@ -114,6 +129,11 @@ def _hint(code: str, files: list[FileFacts], host: str) -> str:
     if code == "file_content":
         return (
             f"Make sure that it lies on storage that this host and {host} both mount; else {host} has other data in it."
+        )
+    if code == "file_locked":
+        return (
+            f"If {host} has files of its own there, end who holds the lock (`lslocks` on {host}). On storage that both "
+            "hosts share the lock is the workload's own, and it cannot move while it holds it."
         )
     if not copyable:
         return f"That path belongs to the kernel: look whether {host} has the same driver, device or module."

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from phaul.migration.events import Phase, Role
 from phaul.migration.facts import HostFacts
-from phaul.migration.interfaces import Clock, Engine, ImageRooms, NetworkIdentity, Workload
+from phaul.migration.interfaces import Clock, Engine, ImageRooms, NetworkIdentity, OutcomeStore, Workload
+from phaul.migration.throttle import Throttle
 
 
 async def _no_fault(role: Role, phase: Phase) -> None:
@@ -25,6 +26,8 @@ class Host:
     engine: Engine
     network: NetworkIdentity
     rooms: ImageRooms
+    throttle: Throttle
+    outcomes: OutcomeStore
     clock: Clock
     describe: Callable[[], Awaitable[HostFacts]]
     peer_port: Callable[[], int] = lambda: 0  # where this host's agent listens for others; 0 before it does

@@ -6,14 +6,16 @@ what state that leaves.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, WorkloadFacts
+from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, Occupancy, WorkloadFacts
 from phaul.migration.journal import Data
+from phaul.migration.lazy import Loader, Loading
+from phaul.migration.page_images import Ahead, Digests, PageImage
 from phaul.migration.recovery import Tree
 
 
@@ -66,8 +68,8 @@ class Workload(Protocol):
 
     async def observe(
         self, ids: Sequence[int], files: Sequence[FileFacts]
-    ) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
-        """Say which of `ids` are in use on this host, and how each path of `files` looks here (in the order given)."""
+    ) -> tuple[tuple[int, ...], tuple[FileFacts, ...], Occupancy]:
+        """Say which of `ids` are in use on this host, how each path of `files` looks here, and what else is taken."""
         ...
 
     async def keeper(self, facts: WorkloadFacts) -> Keeper:
@@ -80,13 +82,22 @@ class Workload(Protocol):
         images: Sequence[PageImage],
         theirs: Awaitable[Digests],
         fetch: Callable[[str, int], Awaitable[bytes]],
+        ahead: Ahead,
     ) -> tuple[str, ...]:
         """Compare the memory of a frozen tree with what was received of it; give the names of images that differ.
 
-        The memory here is hashed while `theirs`, the digests of the destination, are on their way. `fetch` gives the
-        content of a chunk (128 KiB, counted from 0) of an image on the destination: what the kernel itself writes into
-        a stopped thread may differ. Raises `TransferError` where the memory cannot be read.
+        The memory here is hashed while `theirs`, the digests of the destination, are on their way, as far as it was not
+        `ahead`. `fetch` gives the content of a block (counted from 0) of an image on the destination: what the kernel
+        itself writes into a stopped thread may differ. Raises `TransferError` where the memory cannot be read.
         """
+        ...
+
+    async def hash_ahead(self, facts: WorkloadFacts) -> Ahead:
+        """Hash what of a tree will probably be dumped. Nothing, where a task of it is not held still by the engine."""
+        ...
+
+    async def sample(self, facts: WorkloadFacts) -> Sequence[bytes]:
+        """Give a few MiB of the tree's memory, in pieces taken at random; nothing where it cannot be read."""
         ...
 
     async def identify(self, root_pid: int) -> TreeIdentity:
@@ -121,6 +132,10 @@ class Keeper(Protocol):
         """Wait until it can be relied on. Raises `DumpError`; nothing is frozen yet."""
         ...
 
+    async def watch(self, engine_pid: int) -> None:
+        """The engine's process is about to freeze the tree: should it be killed, no connection shall be harmed."""
+        ...
+
     async def hold(self) -> TreeHandle:
         """Take hold of the frozen tree: from here on it stands still even when the engine dies.
 
@@ -135,21 +150,6 @@ class Keeper(Protocol):
     async def close(self) -> None:
         """Say farewell: the tree runs, or is dead. Also gives back what `hold` gave."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class PageImage:
-    """The pages of one task, or of one piece of shared memory, as the destination received them.
-
-    `name` is the pagemap's file name: pagemap-PID.img or pagemap-shmem-INODE.img. `runs` are (address, count of pages)
-    in the order of arrival.
-    """
-
-    name: str
-    runs: tuple[tuple[int, int], ...]
-
-
-Digests = Mapping[str, tuple[bytes, ...]]  # image to XXH3-128 of each 128 KiB of its content, in the order of its runs
 
 
 class TreeHandle(Protocol):
@@ -201,6 +201,26 @@ class DumpRequest:
     shell_job: bool
     drop_unaccepted: bool
     fenced: bool  # no packet reaches any of the workload's connections, so the engine need not lock them itself
+    parent: Path | None = None  # the images of the newest round of pre-copy; None: all memory is sent
+
+
+@dataclass(frozen=True, slots=True)
+class PreDumpRequest:
+    """A round of pre-copy, as the engine is asked for it."""
+
+    migration_id: str
+    root_pid: int
+    images: Path  # a directory that is made for it, in memory, beside that of `parent`
+    page_channel_fd: int
+    parent: Path | None = None  # the images of the round before; None: all memory is sent
+
+
+@dataclass(frozen=True, slots=True)
+class PreDumped:
+    """A finished pre-dump. `page_bytes` is the content of the pages that were sent."""
+
+    page_bytes: int
+    frozen_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +232,7 @@ class RestoreRequest:
     root_pid: int
     keep_connections: bool
     shell_job: bool
+    lazy: bool = False  # leave the pages to the loader that was made for this migration
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,17 +291,34 @@ class Engine(Protocol):
         """Fill in what the engine knows of this host: versions, features, and problems that keep it from working."""
         ...
 
+    async def pre_dump(self, request: PreDumpRequest) -> PreDumped:
+        """Send what was written since `parent`, while the tree runs; returns when the destination has all of it.
+
+        From here on the kernel tracks what is written. The tree is stopped for a moment only. Raises `DumpError` with
+        the tree running, and so does cancelling; the page channel is of no use afterwards.
+        """
+        ...
+
     def dump(
-        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+        self, request: DumpRequest, about_to_freeze: Callable[[int], Awaitable[None]]
     ) -> AbstractAsyncContextManager[HeldDump]:
         """Freeze and dump. Entering raises `DumpError` with the tree running as before.
 
-        `about_to_freeze` is awaited at the last moment before the tasks are stopped; if it raises, they are not.
+        `about_to_freeze` is awaited at the last moment before the tasks are stopped; if it raises, they are not. It is
+        given the PID of the process that is about to stop them.
         """
         ...
 
     def restore(self, request: RestoreRequest) -> AbstractAsyncContextManager[HeldRestore]:
         """Restore up to the gate. Entering raises `RestoreError` with no copy left and the images good."""
+        ...
+
+    async def loader(self, migration_id: str, images: Path) -> Loader:
+        """Start the loader for a lazy restore from `images`, which need not be there yet. Raises `PhaulError`."""
+        ...
+
+    async def loading(self, migration_id: str) -> Loading:
+        """Say how far the loader of a copy that was let run is, also one that an agent before this one has started."""
         ...
 
 
@@ -320,6 +358,18 @@ class NetworkIdentity(Protocol):
 
     async def remove_engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts] = ()) -> None:
         """Remove the packet filter rules that CRIU left behind for a tree that it dumped, known by its connections."""
+        ...
+
+
+class OutcomeStore(Protocol):
+    """What earlier migrations have taught of the pairs of hosts they went between: plain data, oldest first."""
+
+    async def of(self, peer: str) -> Sequence[Data]:
+        """What is known of this host and `peer`. Never raises: what cannot be read is not known."""
+        ...
+
+    async def keep(self, peer: str, outcomes: Sequence[Data]) -> None:
+        """Keep this, in place of what was kept before. Never raises: it only makes predictions better."""
         ...
 
 

@@ -19,6 +19,8 @@ class Mark(StrEnum):
 
     # on the source
     PLANNED = "planned"  # preflight is over; names the tree, the addresses and the destination
+    PRECOPYING = "precopying"  # CRIU's pre-dumps: the tree is stopped for a moment in each
+    THROTTLING = "throttling"  # the workload is slowed down; what its quota was
     FREEZING = "freezing"  # the fence, then CRIU's dump
     SWITCHING = "switching"  # the addresses are taken off
     COMMIT = "commit"  # the tree is killed

@@ -26,13 +26,19 @@ class Limits:
         self._heard = heard
         self._task: asyncio.Task[Any] | None = None
         self._watching: list[asyncio.Task[None]] = []
+        self._ends_us: list[int] = []
         self.passed: DeadlineError | None = None  # why the task was cancelled, if it was by a limit
 
     def begin(self, what: str, seconds: float) -> None:
         """From now on `what` may take this long; 0 is no limit."""
         self._task = self._task or asyncio.current_task()
         if seconds > 0:
+            self._ends_us.append(self._clock.monotonic_us() + round(seconds * 1e6))
             self._watching.append(asyncio.create_task(self._watch(what, seconds)))
+
+    def left_us(self) -> int | None:
+        """How long until the first limit passes; None where there is none."""
+        return min(self._ends_us) - self._clock.monotonic_us() if self._ends_us else None
 
     def end(self) -> None:
         """No limit counts any more."""

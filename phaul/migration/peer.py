@@ -5,25 +5,54 @@ As `interfaces`, which this is a part of: protocols only, no driver.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts
-from phaul.migration.interfaces import Digests, PageImage
+from phaul.migration.facts import AddressFacts, Compression, DestinationFacts, FileFacts
+from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.recovery import Word
 
 
 class PageChannel(Protocol):
     """The source's end of the connection on which the memory travels."""
 
+    async def begin_dump(
+        self,
+        *,
+        bandwidth_bytes_per_second: int,
+        compress: Compression,
+        device: str,
+        frozen: bool,
+        sample: Callable[[], Awaitable[Sequence[bytes]]],
+    ) -> bool:
+        """Make ready for the next dump, and have the one before be over; say whether its memory goes compressed.
+
+        Takes up to a tenth of a second when it has to find out how fast the link is. Raises `TransferError`.
+
+        Args:
+            bandwidth_bytes_per_second: never faster than this; 0 where nobody asked for a cap.
+            device: the network device towards the destination, "" where it is not known.
+            frozen: the workload stands still meanwhile, so only what was asked for slows it down.
+            sample: gives pieces of the memory that will be sent.
+        """
+        ...
+
     def fileno(self) -> int:
-        """The connected TCP socket, for CRIU."""
+        """The connected TCP socket for CRIU; that of the dump that was begun last."""
+        ...
+
+    def pace(self, bytes_per_second: int | None) -> None:
+        """Hold the connection to a rate until the next dump begins; None lifts it."""
+        ...
+
+    def sent_bytes(self) -> int:
+        """How much CRIU has sent so far, before compression."""
         ...
 
     def delivered_bytes(self) -> int:
-        """How much the destination has acknowledged so far."""
+        """How much the destination has acknowledged so far, as it went over the wire."""
         ...
 
     def close(self) -> None:
@@ -73,6 +102,10 @@ class PeerAgent(Protocol):
 
     async def prepare(self, reservation: Reservation) -> PageChannel:
         """Have room and a page receiver made, and connect to that."""
+        ...
+
+    async def reopen(self, migration_id: str) -> PageChannel:
+        """Have everything forgotten that came over the page channel so far, and connect anew."""
         ...
 
     async def send_images(self, migration_id: str, directory: Path) -> int:

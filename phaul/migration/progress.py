@@ -14,7 +14,7 @@ async def tell_progress(channel: PageChannel, total_bytes: int, clock: Clock, ev
     last_us, last_bytes = clock.monotonic_us(), 0
     while True:
         await clock.sleep(INTERVAL_SECONDS)
-        now_us, done_bytes = clock.monotonic_us(), channel.delivered_bytes()
+        now_us, done_bytes = clock.monotonic_us(), channel.sent_bytes()
         rate = (done_bytes - last_bytes) * 1_000_000 // max(now_us - last_us, 1)
         events.emit(Progress(Phase.FREEZE, done_bytes, max(total_bytes, done_bytes), rate))
         last_us, last_bytes = now_us, done_bytes

@@ -19,6 +19,7 @@ class Tree(StrEnum):
 
     ALIVE = "alive"  # the root task lives, and no one holds it stopped any more
     HELD = "held"  # a CRIU of the agent before us still has it in its hands: it will let go
+    UNFINISHED = "unfinished"  # a copy that a killed CRIU has left in its restorer: it has never run, and never will
     DEAD = "dead"  # the root task is gone
     ANOTHER_BOOT = "another_boot"  # this host was restarted since: the tree is gone with everything else
 
@@ -167,6 +168,7 @@ def decide_destination(records: Sequence[Record], truth: DestinationTruth) -> De
 
     Before HELD nothing here can be the last copy, so it is thrown away without asking. From HELD on only the source's
     word, or its having been heard before (RESUMING), decides: silence never runs a copy and never throws one away.
+    RUN begins with killing what is left of a copy, so that it is right for an UNFINISHED one as well.
     Only a person may decide in its place, and only while it is silent.
     """
     if not records or last_of(records, Mark.ENDED):

@@ -74,6 +74,8 @@ class DoubtReport:
 
 MARKS = {
     Mark.PLANNED: "preflight is over",
+    Mark.PRECOPYING: "memory began to go while the workload ran",
+    Mark.THROTTLING: "the workload was about to be slowed down",
     Mark.FREEZING: "the workload was about to be frozen",
     Mark.SWITCHING: "the addresses were about to be taken off",
     Mark.COMMIT: "COMMIT: the workload's processes were about to be killed",
@@ -131,6 +133,8 @@ def stands(situation: Situation) -> str:
             return "runs"
         case Situation(tree=Tree.ALIVE | Tree.HELD):
             return "a copy in the hands of CRIU, which will let go of it"
+        case Situation(tree=Tree.UNFINISHED, images_complete=True):
+            return "a copy that never ran, left by a CRIU that was killed; the images are complete"
         case Situation(images_complete=True):
             return "no processes; the images are complete"
         case _:
@@ -143,7 +147,7 @@ def _stands_source(situation: Situation) -> str:
             return "runs"
         case Tree.HELD:
             return "frozen, in the hands of CRIU"
-        case Tree.DEAD:
+        case Tree.DEAD | Tree.UNFINISHED:
             return "dead"
         case Tree.ANOTHER_BOOT:
             return "dead: this host was restarted since"

@@ -10,7 +10,6 @@ import asyncio
 from collections.abc import Callable, Sequence
 
 from phaul.errors import LostError, PhaulError, UnreachableError
-from phaul.migration.coordinator import RESUME_BACKOFF_SECONDS
 from phaul.migration.destination import Arrival
 from phaul.migration.events import Outcome
 from phaul.migration.host import Host
@@ -31,6 +30,7 @@ from phaul.migration.recovery import (
     resolution_of,
     runs_there,
 )
+from phaul.migration.resuming import BACKOFF_SECONDS
 from phaul.migration.undo import UndoStack
 
 WAIT_SECONDS = 0.1  # between two looks at a tree that CRIU is about to let go
@@ -46,7 +46,7 @@ RUNS_ON_BOTH = (
 
 def back_off_seconds(attempt: int) -> float:
     """How long to wait before asking the other host again; `attempt` counts from 0."""
-    return RESUME_BACKOFF_SECONDS[min(attempt, len(RESUME_BACKOFF_SECONDS) - 1)]
+    return BACKOFF_SECONDS[min(attempt, len(BACKOFF_SECONDS) - 1)]
 
 
 async def settle_source(
@@ -197,6 +197,7 @@ async def _tidy_up(migration_id: str, journal: Journal, host: Host) -> None:
     assert plan is not None
     await _remove_locks(plan.data, host)
     await host.network.unfence(migration_id)
+    await _put_quota_back(journal, host)
     await host.rooms.release(migration_id)
 
 
@@ -210,10 +211,12 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
     if not runs_there(journal.records):
         undo.add("the reservation on the destination", lambda: _abort(peer, migration_id))
     undo.add("images on this host", lambda: host.rooms.release(migration_id))
+    undo.add("the workload's CPU quota", lambda: _put_quota_back(journal, host))
     if frozen:
         undo.add("announcements", lambda: host.network.announce(addresses))
         undo.add("rules that CRIU made", lambda: _remove_locks(plan.data, host))
         undo.add("the fence on this host", lambda: host.network.unfence(migration_id))
+    if frozen or last_of(journal.records, Mark.PRECOPYING) is not None:
         # Nothing is left to do where CRIU let the tree run, or the keeper did: only where both were killed as well.
         tree = TreeIdentity.from_data(plan.data["tree"])
         undo.add("the workload's running on", lambda: host.workload.run_again(tree))
@@ -223,6 +226,14 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
     if leftovers:
         raise PhaulError("something was left behind: " + "; ".join(leftovers))
     await journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
+
+
+async def _put_quota_back(journal: Journal, host: Host) -> None:
+    throttled = last_of(journal.records, Mark.THROTTLING)
+    if throttled is not None:
+        left = await host.throttle.put_back(throttled.data)
+        if left:
+            raise PhaulError("; ".join(left))
 
 
 async def _abort(peer: PeerAgent, migration_id: str) -> None:

@@ -1,0 +1,43 @@
+"""The account of a completed migration, put together from what the coordinator knows at its end. Pure."""
+
+from __future__ import annotations
+
+from phaul.migration.events import MigrationReport
+from phaul.migration.facts import AddressFacts, Mode, WorkloadFacts
+from phaul.migration.peer import RestoredCopy
+from phaul.migration.rounds import PreCopy
+from phaul.migration.sending import Sending
+from phaul.migration.timeline import Timeline
+
+
+def account(
+    timeline: Timeline,
+    facts: WorkloadFacts,
+    addresses: tuple[AddressFacts, ...],
+    copy: RestoredCopy,
+    image_bytes: int,
+    precopy: PreCopy | None,
+    sending: Sending,
+    warnings: tuple[str, ...],
+) -> MigrationReport:
+    """Put it together. `sending` knows what went over the page channel, also when that is closed."""
+    return MigrationReport(
+        new_pid=copy.pid,
+        downtime_us=timeline.resumed_us - timeline.frozen_us,
+        freeze_us=timeline.killed_us - timeline.frozen_us,
+        total_us=timeline.resumed_us - timeline.started_us,
+        memory_bytes=copy.page_bytes,
+        image_bytes=image_bytes,
+        phases=timeline.phases(),
+        steps=timeline.steps(),
+        warnings=warnings,
+        processes=len(facts.tasks),
+        connections=len(facts.connections),
+        addresses=tuple(map(str, addresses)),
+        mode=Mode.PRE_COPY if precopy else Mode.STOP_AND_COPY,
+        rounds=len(precopy.rounds) if precopy else 0,
+        sent_bytes=sending.channel.sent_bytes(),
+        wire_bytes=sending.channel.delivered_bytes(),
+        compressed=sending.compressed,
+        predicted_downtime_us=precopy.predicted_downtime_us if precopy else 0,
+    )
