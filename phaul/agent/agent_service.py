@@ -5,14 +5,19 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from phaul.agent.dirty_rates import DirtyRates
 from phaul.agent.history import History
 from phaul.agent.messages import from_message, to_message
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.resolution import Resolver, choice_of
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
+from phaul.agent.wiring import measure_dirty_rate
+from phaul.migration.arrivals import Arrivals
+from phaul.migration.dirty_rate import DirtyRateRequest
 from phaul.migration.facts import MigrationRequest
 from phaul.migration.host import Host
-from phaul.rpc.v1 import agent_pb2, facts_pb2
+from phaul.migration.lazy import LoadingState
+from phaul.rpc.v1 import agent_pb2, dirty_rate_pb2, facts_pb2
 from phaul.rpc.v1.agent_pb2_grpc import AgentServicer
 
 UNSETTLED = (agent_pb2.OUTCOME_RUNNING, agent_pb2.OUTCOME_IN_DOUBT)
@@ -22,11 +27,15 @@ SETTLED_INTERVAL_SECONDS = 0.2
 class AgentService(AgentServicer):
     """Serves `phaul` on this host. Holds nothing of its own."""
 
-    def __init__(self, host: Host, migrations: OutgoingMigrations, history: History, resolver: Resolver) -> None:
+    def __init__(
+        self, host: Host, migrations: OutgoingMigrations, history: History, resolver: Resolver, arrivals: Arrivals
+    ) -> None:
         self._host = host
+        self._arrivals = arrivals
         self._migrations = migrations
         self._history = history
         self._resolver = resolver
+        self._dirty_rates = DirtyRates(migrations, history, host.outcomes, measure_dirty_rate)
 
     @reports_errors
     async def DescribeHost(self, request: agent_pb2.DescribeHostRequest, context: Context) -> facts_pb2.HostFacts:
@@ -38,6 +47,14 @@ class AgentService(AgentServicer):
         """Preflight alone."""
         report = await self._migrations.check(from_message(request, MigrationRequest))
         return to_message(report, facts_pb2.CheckReport)
+
+    @reports_errors
+    async def MeasureDirtyRate(
+        self, request: dirty_rate_pb2.DirtyRateRequest, context: Context
+    ) -> dirty_rate_pb2.DirtyRateReport:
+        """How fast a workload writes."""
+        report = await self._dirty_rates.report(from_message(request, DirtyRateRequest))
+        return to_message(report, dirty_rate_pb2.DirtyRateReport)
 
     @reports_errors
     async def StartMigration(
@@ -85,7 +102,19 @@ class AgentService(AgentServicer):
         self, request: agent_pb2.ListMigrationsRequest, context: Context
     ) -> agent_pb2.ListMigrationsReply:
         """Migrations of this host, newest first."""
-        return agent_pb2.ListMigrationsReply(migrations=self._history.newest_first())
+        return agent_pb2.ListMigrationsReply(migrations=map(self._as_it_is_now, self._history.newest_first()))
+
+    def _as_it_is_now(self, record: agent_pb2.MigrationSummary) -> agent_pb2.MigrationSummary:
+        """A record, with what of the workload is still being loaded: that is kept by nobody, as it is soon over."""
+        loading = self._arrivals.loading(record.migration_id)
+        if loading is None:
+            return record
+        known = agent_pb2.MigrationSummary()
+        known.CopyFrom(record)
+        known.loading.left_bytes = loading.left_bytes
+        known.loading.total_bytes = loading.total_bytes
+        known.loading.failing = loading.state is LoadingState.FAILING
+        return known
 
     @reports_errors
     async def DescribeDoubt(self, request: agent_pb2.MigrationReference, context: Context) -> agent_pb2.DoubtReport:

@@ -32,6 +32,7 @@ from phaul.rpc.v1.agent_pb2 import (
     ResolveRequest,
 )
 from phaul.rpc.v1.agent_pb2_grpc import AgentStub
+from phaul.rpc.v1.dirty_rate_pb2 import DirtyRateReport, DirtyRateRequest
 from phaul.rpc.v1.facts_pb2 import CheckReport, ErrorInfo, HostFacts, MigrationRequest
 
 if TYPE_CHECKING:  # mypy-protobuf 5.1 declares it, the generated module does not have it
@@ -87,6 +88,10 @@ class AgentClient:
     async def check(self, request: MigrationRequest) -> CheckReport:
         """Preflight alone; nothing is touched."""
         return await self._call(self._stub.Check(request, timeout=CHECK_SECONDS))
+
+    async def dirty_rate(self, request: DirtyRateRequest) -> DirtyRateReport:
+        """How fast a workload writes; nothing is stopped or moved."""
+        return await self._call(self._stub.MeasureDirtyRate(request, timeout=request.seconds + CHECK_SECONDS))
 
     async def start(self, request: MigrationRequest) -> str:
         """Start a migration in the agent; gives its ID. `UnreachableError` leaves open whether it was started."""

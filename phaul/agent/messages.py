@@ -80,6 +80,8 @@ def from_message(message: Message, kind: type[D]) -> D:
             values[name] = tuple(_value(entry, item, descriptor) for entry in content)
         elif descriptor.message_type is not None and not message.HasField(name):
             values[name] = None
+        elif descriptor.enum_type is not None and content == 0 and name in _defaults(kind):  # type: ignore[arg-type]
+            pass  # not said
         else:
             values[name] = _value(content, annotation, descriptor)
     return kind(**values)
@@ -111,6 +113,11 @@ def _python_text(text: str) -> str:
 def _annotations(kind: type) -> dict[str, Any]:
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+@functools.cache
+def _defaults(kind: type) -> frozenset[str]:
+    return frozenset(field.name for field in dataclasses.fields(kind) if field.default is not dataclasses.MISSING)
 
 
 def error_to_message(error: PhaulError) -> facts_pb2.ErrorInfo:

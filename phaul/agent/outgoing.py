@@ -7,6 +7,7 @@ a watcher who comes late, or after it has ended, sees all of it.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable
@@ -31,7 +32,17 @@ from phaul.errors import (
 )
 from phaul.migration.check import check
 from phaul.migration.coordinator import Coordinator
-from phaul.migration.events import Event, Finished, Outcome, PhaseStarted, Progress, Role, Started
+from phaul.migration.events import (
+    Event,
+    Finished,
+    ModeChosen,
+    Outcome,
+    PhaseStarted,
+    Progress,
+    Role,
+    RoundFinished,
+    Started,
+)
 from phaul.migration.facts import CheckReport, MigrationRequest
 from phaul.migration.host import Host
 from phaul.migration.resolution import in_doubt
@@ -44,6 +55,8 @@ REMEMBERED = 32  # ended migrations whose events can still be watched; the histo
 KINDS = {
     "Started": "started",
     "PhaseStarted": "phase_started",
+    "ModeChosen": "mode_chosen",
+    "RoundFinished": "round_finished",
     "Progress": "progress",
     "Warning": "warning",
     "Finished": "finished",
@@ -141,6 +154,10 @@ def _brief(event: Event) -> dict[str, object]:
             }
         case Started():
             return {"root_pid": event.root_pid, "destination": event.destination}
+        case ModeChosen():
+            return {"mode": str(event.mode), "reason": event.reason}
+        case RoundFinished():
+            return dataclasses.asdict(event)
         case _:
             return {"message": getattr(event, "message", "")}
 
@@ -193,6 +210,11 @@ class OutgoingMigrations:
     def get(self, migration_id: str) -> Outgoing | None:
         """Give a migration of this agent's life; None for one of an earlier life or that came in."""
         return self._migrations.get(self._history.get(migration_id).migration_id)
+
+    @property
+    def roots_under_way(self) -> dict[int, str]:
+        """The root tasks of what leaves this host now, each with its migration."""
+        return dict(self._under_way)
 
     def killed(self, migration_id: str) -> bool:
         """Whether the tree of this migration was killed in this agent's life."""

@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import secrets
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,49 +19,89 @@ import structlog
 
 from phaul.errors import TransferError
 from phaul.transfer.page_channel import ACCEPTED, TOKEN_BYTES
-from phaul.transfer.page_receiver import PagemapEncoder, PageReceiver, Received
+from phaul.transfer.page_receiver import PageReceiver
+from phaul.transfer.page_store import PagemapEncoder, PageStore, Received, forget_rounds
+from phaul.transfer.page_stream import PageStream
+from phaul.transfer.wire import SealedWire, Side, Wire, channel_name
 
 log = structlog.get_logger(__name__)
 
 TOKEN_TIMEOUT_SECONDS = 10.0
 ACCEPT_PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
 BACKLOG = 64
+MOST_CHANNELS = 512
 
 
 @dataclass(slots=True, eq=False)
 class ExpectedPages:
-    """One channel that is waited for or under way. `token` opens it once."""
+    """One channel that is waited for or under way. `token` opens it once; `received` is of the newest round."""
 
     token: bytes
     directory: Path
     limit_bytes: int
     received: asyncio.Future[Received]
     receiver: PageReceiver | None = field(default=None)
+    cancelled: bool = False
+    free: asyncio.Event = field(default_factory=asyncio.Event)  # nobody writes into the directory
+
+    def complete(self, received: Received) -> None:
+        """A round has come: it stands for the one before, too."""
+        if not self.cancelled:
+            self._next().set_result(received)
+
+    def fail(self, error: TransferError) -> None:
+        """The channel broke, or nobody will come: what was complete before is of no use without the rest."""
+        future = self._next()
+        future.set_exception(error)
+        future.exception()  # the source may have gone and nobody asks
 
     def forget(self) -> None:
-        """Let go of what was received; a large heap is a hundred thousand runs."""
+        """Nothing more is expected. Let go of what was received; a large heap is a hundred thousand runs."""
+        self._stop()
         self.received = asyncio.get_running_loop().create_future()
         self.received.cancel()
-        self.receiver = None
 
     def cancel(self) -> None:
         """Stop waiting; break the channel if it is under way."""
+        self._stop()
+        self.fail(TransferError("the migration was aborted"))
+
+    async def stopped(self) -> None:
+        """Forget what has come, and wait until no more of it is written: the source begins anew."""
+        self._stop()
+        await self.free.wait()
+        await asyncio.to_thread(forget_rounds, self.directory)
+
+    def _stop(self) -> None:
+        self.cancelled = True
+        self.token = b""
         if self.receiver is not None:
             self.receiver.abort()
-        if not self.received.done():
-            self.received.set_exception(TransferError("the migration was aborted"))
-            self.received.exception()  # nobody may be left who asks
+            self.receiver = None
+
+    def _next(self) -> asyncio.Future[Received]:
+        if self.received.done():
+            self.received = asyncio.get_running_loop().create_future()
+        return self.received
 
 
 class PageListener:
-    """A listening TCP socket and the channels it serves. Owns both until `close`."""
+    """A listening TCP socket and the channels it serves. Owns both until `close`.
 
-    def __init__(self, page_size_bytes: int, encode_pagemap: PagemapEncoder) -> None:
+    Args:
+        sealed: the channels are encrypted, with keys made of their tokens.
+    """
+
+    def __init__(self, page_size_bytes: int, encode_pagemap: PagemapEncoder, *, sealed: bool = False) -> None:
+        self.sealed = sealed
         self._page_size_bytes = page_size_bytes
         self._encode_pagemap = encode_pagemap
         self._listener: socket.socket | None = None
-        self._expected: list[ExpectedPages] = []
+        self._expected: list[ExpectedPages] = []  # that nobody has come for yet
+        self._under_way: set[ExpectedPages] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        # A channel keeps its thread as long as it is open, so these must not be the few that everybody else uses.
+        self._threads = ThreadPoolExecutor(MOST_CHANNELS, thread_name_prefix="pages")
 
     @property
     def port(self) -> int:
@@ -85,11 +126,12 @@ class PageListener:
 
     async def close(self) -> None:
         """Stop listening and break every channel."""
-        for expected in list(self._expected):
+        for expected in [*self._expected, *self._under_way]:
             expected.cancel()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._threads.shutdown(wait=False)
         if self._listener is not None:
             self._listener.close()
 
@@ -98,13 +140,10 @@ class PageListener:
         expected = ExpectedPages(
             secrets.token_bytes(TOKEN_BYTES), directory, limit_bytes, asyncio.get_running_loop().create_future()
         )
+        expected.free.set()
+        self._expected = [each for each in self._expected if not each.cancelled]
         self._expected.append(expected)
-        expected.received.add_done_callback(lambda _: self._forget(expected))
         return expected
-
-    def _forget(self, expected: ExpectedPages) -> None:
-        if expected in self._expected:
-            self._expected.remove(expected)
 
     async def _accept(self) -> None:
         loop = asyncio.get_running_loop()
@@ -122,28 +161,39 @@ class PageListener:
         with contextlib.ExitStack() as stack:
             stack.callback(connection.close)
             connection.setblocking(False)
-            expected = await self._admit(connection, peer)
-            if expected is None or expected.received.done():  # done: aborted as it came
+            admitted = await self._admit(connection, peer)
+            if admitted is None or admitted[0].cancelled:  # cancelled: aborted as it came
                 return
+            expected, wire = admitted
             connection.setblocking(True)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            receiver = PageReceiver(
-                connection, expected.directory, self._page_size_bytes, expected.limit_bytes, self._encode_pagemap
-            )
-            stack.pop_all()  # the receiver owns the connection now
-            expected.receiver = receiver
-            try:
-                received = await asyncio.to_thread(receiver.receive)
-            except TransferError as error:
-                log.info("page_channel.broke", peer=peer, reason=error.message)
-                if not expected.received.done():
-                    expected.received.set_exception(error)
-                    expected.received.exception()  # the source may have gone and nobody asks
-            else:
-                if not expected.received.done():
-                    expected.received.set_result(received)
+            store = PageStore(expected.directory, self._page_size_bytes, expected.limit_bytes, self._encode_pagemap)
+            loop = asyncio.get_running_loop()
+            stream = PageStream(wire)
 
-    async def _admit(self, connection: socket.socket, peer: str) -> ExpectedPages | None:
+            def on_round(received: Received) -> None:
+                stream.end_dump()
+                loop.call_soon_threadsafe(expected.complete, received)
+
+            self._under_way.add(expected)
+            expected.free.clear()
+            receiver = expected.receiver = PageReceiver(stream, store, self._page_size_bytes, on_round)
+            stack.pop_all()  # the receiver owns the connection now
+            try:
+                await loop.run_in_executor(self._threads, receiver.receive)
+            except TransferError as error:
+                if not expected.cancelled:
+                    log.info("page_channel.broke", peer=peer, reason=error.message)
+                    expected.fail(error)
+            except Exception as error:  # what a hostile or broken peer brought about must not look like silence
+                log.exception("page_channel.defect", peer=peer)
+                expected.fail(TransferError(f"the page receiver failed: {type(error).__name__}: {error}"))
+            finally:
+                expected.receiver = None
+                expected.free.set()
+                self._under_way.discard(expected)
+
+    async def _admit(self, connection: socket.socket, peer: str) -> tuple[ExpectedPages, Wire] | None:
         loop = asyncio.get_running_loop()
         token = b""
         try:
@@ -154,10 +204,14 @@ class PageListener:
                         return None
                     token += data
                 for expected in self._expected:
-                    if expected.receiver is None and expected.token and hmac.compare_digest(expected.token, token):
+                    secret = expected.token
+                    shown = channel_name(secret) if self.sealed else secret
+                    if secret and hmac.compare_digest(shown, token):
                         expected.token = b""  # once
-                        await loop.sock_sendall(connection, ACCEPTED)
-                        return expected
+                        self._expected.remove(expected)
+                        wire = SealedWire(connection, secret, Side.DESTINATION) if self.sealed else Wire(connection)
+                        await wire.send(ACCEPTED)
+                        return expected, wire
         except (OSError, TimeoutError):
             pass  # the same as a wrong token: it is not let in
         log.warning("page_channel.refused", peer=peer)

@@ -13,21 +13,26 @@ from pathlib import Path
 from typing import TypeVar
 
 import grpc
+import structlog
 
 from phaul import __version__
 from phaul.agent.client import MESSAGE_LIMIT_BYTES, reported_error
 from phaul.agent.destination import Destination, own_address_towards
 from phaul.agent.messages import from_message, to_message
+from phaul.agent.tls_tunnel import TlsTunnel
 from phaul.criu.images import image_files
-from phaul.errors import DefectError, PhaulError, UnreachableError
+from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableError
 from phaul.migration.facts import DestinationFacts, FileFacts
-from phaul.migration.interfaces import Digests, PageImage
+from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerStub
 from phaul.transfer.image_stream import chunks
 from phaul.transfer.page_channel import open_page_channel
+from phaul.trust.connections import asks_for_tls
+
+log = structlog.get_logger(__name__)
 
 R = TypeVar("R")
 
@@ -42,13 +47,24 @@ KEEPALIVE_MS = 3000  # between two pings while a call is under way, and for the 
 
 
 class GrpcPeer:
-    """The agent of another host. Owns the gRPC channel until `close`."""
+    """The agent of another host. Owns the gRPC channel, and the tunnel that it goes through, until `close`.
 
-    def __init__(self, destination: Destination) -> None:
+    Args:
+        tunnel: TLS to that host; without one nothing is encrypted.
+        pages_in_the_clear: where there is a tunnel, memory may all the same go as it is, if the destination wants that.
+    """
+
+    def __init__(
+        self, destination: Destination, tunnel: TlsTunnel | None = None, *, pages_in_the_clear: bool = False
+    ) -> None:
         self._destination = destination
+        self._tunnel = tunnel
+        self._pages_in_the_clear = pages_in_the_clear or tunnel is None
+        self._answered = False
         self._channel = grpc.aio.insecure_channel(
-            str(destination),
+            tunnel.target if tunnel else str(destination),
             options=[
+                *([("grpc.default_authority", "localhost")] if tunnel else []),
                 ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
                 ("grpc.enable_http_proxy", 0),  # hosts that migrate to each other are not behind a web proxy
@@ -71,6 +87,8 @@ class GrpcPeer:
         """Give the connection back."""
         await self._channel.close(None)
         del self._channel, self._stub  # the connection goes with the last reference, not with close
+        if self._tunnel is not None:
+            await self._tunnel.close()
 
     async def own_address(self) -> str:
         """The address of this host that the kernel uses towards the peer."""
@@ -91,8 +109,24 @@ class GrpcPeer:
     async def prepare(self, reservation: Reservation) -> PageChannel:
         """Reserve, and connect to the page receiver that was made."""
         request = to_message(reservation, peer_pb2.PrepareRequest)
-        reply = await self._call(self._stub.Prepare(request, timeout=ANSWER_SECONDS))
-        return await open_page_channel(self._destination.host, reply.page_channel_port, reply.token)
+        return await self._open(await self._call(self._stub.Prepare(request, timeout=ANSWER_SECONDS)))
+
+    async def reopen(self, migration_id: str) -> PageChannel:
+        """Connect anew, in place of a page channel that broke."""
+        request = peer_pb2.ReopenPagesRequest(migration_id=migration_id)
+        return await self._open(await self._call(self._stub.ReopenPages(request, timeout=ANSWER_SECONDS)))
+
+    async def _open(self, reply: peer_pb2.PrepareReply) -> PageChannel:
+        if not reply.sealed and not self._pages_in_the_clear:
+            raise NotTrustedError(
+                f"the agent of {self.name} does not encrypt memory (--page-encryption off), and this host's does",
+                hint="Take the option away there; or, on a network that you trust, start both agents with it.",
+            )
+        if not reply.sealed and self._tunnel is not None:
+            log.warning("page_channel.in_the_clear", peer=self.name)
+        return await open_page_channel(
+            self._destination.host, reply.page_channel_port, reply.token, sealed=reply.sealed
+        )
 
     async def send_images(self, migration_id: str, directory: Path) -> int:
         """Send the image files; they are read in a thread, one chunk ahead of the wire."""
@@ -182,27 +216,54 @@ class GrpcPeer:
 
     async def _call(self, call: Awaitable[R]) -> R:
         try:
-            return await call
+            reply = await call
         except grpc.aio.AioRpcError as error:
-            reported = reported_error(error)
-            if reported is not None:
-                raise reported from error
-            match error.code():
-                case grpc.StatusCode.UNAVAILABLE:
-                    raise UnreachableError(
-                        f"the phaul agent of {self.name} cannot be reached",
-                        hint="Is `phaul agent` running there, and does it listen on an address that is reachable "
-                        "from here (--listen)? Are ports closed between the hosts?",
-                        detail=error.details() or "",
-                    ) from error
-                case grpc.StatusCode.DEADLINE_EXCEEDED:
-                    raise UnreachableError(f"the phaul agent of {self.name} did not answer in time") from error
-                case grpc.StatusCode.UNIMPLEMENTED:
-                    raise UnreachableError(
-                        f"the phaul agent of {self.name} is of another version and does not know this call",
-                        hint="Install the same version of phaul on both hosts.",
-                    ) from error
-                case code:
-                    raise DefectError(
-                        f"the phaul agent of {self.name} failed: {error.details() or code}", detail=code.name
-                    ) from error
+            # Its frames hold the call, and a call that exists holds its connection open: for as long as the error does.
+            raise await self._trust_error(error) or self._known(error) from error.with_traceback(None)
+        finally:
+            del call
+        self._answered = True
+        return reply
+
+    async def _trust_error(self, error: grpc.aio.AioRpcError) -> PhaulError | None:
+        """What TLS has to say of a call that did not get through; None where it is nothing.
+
+        A peer that has answered before is silent and not refused: something was touched, and who asks asks again.
+        """
+        if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+            return None
+        if self._tunnel is not None:
+            failure = self._tunnel.failure
+            if failure is not None and self._answered:
+                return UnreachableError(failure.message, hint=failure.hint, detail=failure.detail)
+            return failure
+        if self._answered or not await asks_for_tls(self._destination.host, self._destination.port):
+            return None
+        return NotTrustedError(
+            f"the agent of {self.name} speaks TLS only, and this host's agent has no certificate",
+            hint="`phaul trust issue HOST` on the authority's host makes one; start the agent without --insecure then.",
+        )
+
+    def _known(self, error: grpc.aio.AioRpcError) -> PhaulError:
+        """Put the failure of a call into one of our errors: what the peer reported, or what became of the call."""
+        reported = reported_error(error)
+        if reported is not None:
+            return reported
+        match error.code():
+            case grpc.StatusCode.UNAVAILABLE:
+                return UnreachableError(
+                    f"the phaul agent of {self.name} cannot be reached",
+                    hint="Is `phaul agent` running there, and does it listen on an address that is reachable "
+                    "from here (--listen)? Are ports closed between the hosts?",
+                    detail=error.details() or "",
+                )
+            case grpc.StatusCode.DEADLINE_EXCEEDED:
+                return UnreachableError(f"the phaul agent of {self.name} did not answer in time")
+            case grpc.StatusCode.UNIMPLEMENTED:
+                return UnreachableError(
+                    f"the phaul agent of {self.name} is of another version and does not know this call",
+                    hint="Install the same version of phaul on both hosts.",
+                )
+            case code:
+                why = error.details() or code
+                return DefectError(f"the phaul agent of {self.name} failed: {why}", detail=code.name)

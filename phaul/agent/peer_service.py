@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import AsyncIterator, Callable
 from urllib.parse import unquote
 
@@ -29,7 +30,8 @@ from phaul.migration.resolution import in_doubt
 from phaul.migration.settlement import died_after_commit
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerServicer
-from phaul.system.task_memory import CHUNK_BYTES
+from phaul.system.memory import page_size_bytes
+from phaul.system.task_memory import blocks_of_image
 from phaul.transfer.image_stream import Chunk, ImageWriter
 
 log = structlog.get_logger(__name__)
@@ -88,12 +90,12 @@ class PeerService(PeerServicer):
     async def Observe(self, request: peer_pb2.ObserveRequest, context: Context) -> facts_pb2.DestinationFacts:
         """What this host is, and has of what a workload needs."""
         files = tuple(from_message(file, FileFacts) for file in request.files)
-        (taken, seen), host, local = await asyncio.gather(
+        (taken, seen, occupied), host, local = await asyncio.gather(
             self._host.workload.observe(request.ids, files),
             self._host.describe(),
             self._host.network.local_addresses(),
         )
-        facts = DestinationFacts(host=host, files=seen, taken_ids=taken, local_addresses=local)
+        facts = DestinationFacts(host=host, files=seen, taken_ids=taken, local_addresses=local, occupied=occupied)
         return to_message(facts, facts_pb2.DestinationFacts)
 
     @reports_errors
@@ -102,7 +104,16 @@ class PeerService(PeerServicer):
         reservation = from_message(request, Reservation)
         source = f"{peer_host(context.peer())}:{reservation.source_port}"
         token = await self._arrivals.prepare(dataclasses.replace(reservation, source_peer=source))
-        return peer_pb2.PrepareReply(page_channel_port=self._listener.port, token=token)
+        return self._channel(token)
+
+    @reports_errors
+    async def ReopenPages(self, request: peer_pb2.ReopenPagesRequest, context: Context) -> peer_pb2.PrepareReply:
+        """Another page channel."""
+        token = await self._arrivals.reopen(request.migration_id)
+        return self._channel(token)
+
+    def _channel(self, token: bytes) -> peer_pb2.PrepareReply:
+        return peer_pb2.PrepareReply(page_channel_port=self._listener.port, token=token, sealed=self._listener.sealed)
 
     @reports_errors
     async def SendImages(
@@ -158,12 +169,11 @@ class PeerService(PeerServicer):
         self, request: peer_pb2.ReceivedChunkRequest, context: Context
     ) -> peer_pb2.ReceivedChunkReply:
         """Read a piece of the pages back."""
-        path = await self._arrivals.received_file(request.migration_id, request.name)
+        image = await self._arrivals.received_image(request.migration_id, request.name)
 
         def read() -> bytes:
-            with path.open("rb") as pages:
-                pages.seek(request.number * CHUNK_BYTES)
-                return pages.read(CHUNK_BYTES)
+            blocks = blocks_of_image(image.runs, image.pieces, page_size_bytes())
+            return bytes(next(itertools.islice(blocks, request.number, None), b""))
 
         return peer_pb2.ReceivedChunkReply(content=await asyncio.to_thread(read))
 

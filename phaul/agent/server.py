@@ -31,24 +31,31 @@ from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
 from phaul.agent.resolution import Resolver
 from phaul.agent.settlers import Settlers
-from phaul.agent.trust import is_loopback, require_loopback_or_insecure
+from phaul.agent.tls_bridge import LiveConnections
+from phaul.agent.tls_front import TlsFront
+from phaul.agent.tls_tunnel import remove_leftovers
+from phaul.agent.trust import is_loopback, require_loopback_or_insecure, trusted_store
+from phaul.agent.trust_keeper import TrustKeeper
 from phaul.agent.wiring import make_connect, make_host
 from phaul.config import AgentConfig
 from phaul.criu.images import encode_pagemap
 from phaul.errors import UsageError
-from phaul.migration.arrivals import Arrivals
+from phaul.migration.arrivals import Arrivals, ReceivedImage
 from phaul.migration.host import Host
 from phaul.observe.logs import configure_logs
 from phaul.rpc.v1 import agent_pb2, peer_pb2
 from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
+from phaul.system import notify, placement
 from phaul.system.children import adopt_orphans
-from phaul.system.memory import page_size_bytes
-from phaul.system.task_memory import chunks_of_file, digests
+from phaul.system.memory import limit_arenas, page_size_bytes
+from phaul.system.task_memory import blocks_of_image, digests
 
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_SECONDS = 2.0
+MALLOC_ARENAS = 2
+PEER_SOCKET = "peers.sock"  # in the runtime directory: gRPC behind TLS
 OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -68,9 +75,12 @@ class AgentServer:
         self._host = host or make_host(config)
         self._history = History(config.state_dir / "migrations")
         self._journals = Journals(config.state_dir / "migrations")
-        self._listener = PageListener(page_size_bytes(), encode_pagemap)
+        self._store = trusted_store(config)
+        sealed = self._store is not None and config.page_encryption == "on"
+        self._listener = PageListener(page_size_bytes(), encode_pagemap, sealed=sealed)
         self._host = dataclasses.replace(self._host, peer_port=lambda: self.peer_port)
-        connect = connect or make_connect(config)
+        self._live = LiveConnections()
+        connect = connect or make_connect(config, self._store, self._live)
         self._migrations = OutgoingMigrations(self._host, self._history, connect, self._journals)
         self._arrivals = Arrivals(
             self._host, self._journals, HistoryObserver(self._history), self._listener.expect, connect, _digests
@@ -84,12 +94,19 @@ class AgentServer:
         )
         self._person_server = grpc.aio.server(options=OPTIONS)
         self._peer_server = grpc.aio.server(options=OPTIONS)
+        self._front: TlsFront | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self.peer_port = 0
 
     async def __aenter__(self) -> Self:
         config = self._config
         listen = parse_destination_or_any_port(config.listen)
-        require_loopback_or_insecure(listen.host, config.insecure, "listen on")
+        if self._store is not None:
+            self._store.current()  # or say what is wrong with it
+            if config.page_encryption == "off":
+                log.warning("agent.page_encryption_off", meaning="the memory of workloads travels in the clear")
+        else:
+            require_loopback_or_insecure(listen.host, config.insecure, "listen on")
         if config.insecure and not is_loopback(listen.host):
             log.warning(
                 "agent.insecure",
@@ -106,8 +123,11 @@ class AgentServer:
                 hint="Is another agent running? Choose another port with --page-port (0: any).",
             ) from error
         await self._serve_peers(listen)
+        remove_leftovers(config.runtime_dir)
         await self._serve_person(config.socket)
         await self._peer_server.start()
+        if self._store is not None:
+            self._keeper = asyncio.create_task(TrustKeeper(self._store, self._live).run())
         self._settlers.start()
         await self._person_server.start()
         config.socket.chmod(0o600)
@@ -117,16 +137,21 @@ class AgentServer:
             socket=str(config.socket),
             listen=f"{listen.host}:{self.peer_port}",
             page_port=self._listener.port,
+            certificate=str(self._store.current().names) if self._store else "none",
         )
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if self._keeper is not None:
+            self._keeper.cancel()
         await self._settlers.close()
         await self._migrations.close()
         await self._person_server.stop(STOP_GRACE_SECONDS)
         await self._peer_server.stop(STOP_GRACE_SECONDS)
+        if self._front is not None:
+            await self._front.close()
         await self._arrivals.close()
         await self._listener.close()
         self._config.socket.unlink(missing_ok=True)
@@ -136,8 +161,14 @@ class AgentServer:
         add_PeerServicer_to_server(self._peer_service, self._peer_server)
         await _add_standard_services(self._peer_server, peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name)
         try:
-            self.peer_port = self._peer_server.add_insecure_port(str(listen))
-        except RuntimeError as error:
+            if self._store is None:
+                self.peer_port = self._peer_server.add_insecure_port(str(listen))
+            else:
+                behind = self._config.runtime_dir / PEER_SOCKET
+                self._front = TlsFront(self._store, self._live, behind)
+                self.peer_port = await self._front.start(listen.host, listen.port)
+                _bind_socket(self._peer_server, behind)
+        except (RuntimeError, OSError) as error:
             raise UsageError(
                 f"the agent cannot listen on {listen}",
                 hint="Is another agent running, or the address not local? Choose another with --listen.",
@@ -145,20 +176,21 @@ class AgentServer:
             ) from error
 
     async def _serve_person(self, path: Path) -> None:
-        service = AgentService(self._host, self._migrations, self._history, self._resolver)
+        service = AgentService(self._host, self._migrations, self._history, self._resolver, self._arrivals)
         add_AgentServicer_to_server(service, self._person_server)
         await _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
-        self._bind_socket(path)
+        _bind_socket(self._person_server, path)
 
-    def _bind_socket(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-        mask = os.umask(0o177)
-        try:
-            self._person_server.add_insecure_port(f"unix:{path}")
-        except RuntimeError as error:
-            raise UsageError(f"the agent cannot listen on the socket {path}", detail=str(error)) from error
-        finally:
-            os.umask(mask)
+
+def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
+    path.unlink(missing_ok=True)
+    mask = os.umask(0o177)
+    try:
+        server.add_insecure_port(f"unix:{path}")
+    except RuntimeError as error:
+        raise UsageError(f"the agent cannot listen on the socket {path}", detail=str(error)) from error
+    finally:
+        os.umask(mask)
 
 
 async def _add_standard_services(server: grpc.aio.Server, name: str) -> None:
@@ -176,18 +208,20 @@ def parse_destination_or_any_port(text: str) -> Destination:
     return parse_destination(text)
 
 
-async def _digests(path: Path) -> tuple[bytes, ...]:
-    return await asyncio.to_thread(lambda: digests(chunks_of_file(path)))
+async def _digests(image: ReceivedImage) -> tuple[bytes, ...]:
+    return await asyncio.to_thread(lambda: digests(blocks_of_image(image.runs, image.pieces, page_size_bytes())))
 
 
 async def serve(config: AgentConfig) -> None:
     """Run an agent until SIGTERM or SIGINT."""
     configure_logs(config.log_level, config.log_format)
     adopt_orphans()
+    limit_arenas(MALLOC_ARENAS)
+    placement.use(config.children_group)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with AgentServer(config):
+    async with AgentServer(config), notify.serving():
         await stop.wait()
         log.info("agent.stopping")

@@ -1,14 +1,32 @@
-"""Whether an agent may speak to others without encryption: on loopback always, elsewhere only when told `--insecure`.
+"""Whether an agent speaks TLS with others, and where it may speak at all without.
 
-Called by `agent.server` (where it listens) and `agent.wiring` (where it connects). Mutual TLS will take its place.
+With files of trust (`phaul trust`) it is TLS everywhere off the Unix socket. Without, or with `--insecure`, nothing is
+encrypted: on loopback that is allowed, elsewhere only when told `--insecure`. Called by `agent.server` and
+`agent.wiring`.
 """
 
 from __future__ import annotations
 
 import ipaddress
 import socket
+from pathlib import Path
 
+from phaul.config import AgentConfig
 from phaul.errors import NotTrustedError, UsageError
+from phaul.trust.store import TrustStore
+
+TRUST_DIRECTORY = "trust"  # below the state directory
+
+
+def trust_directory(config: AgentConfig) -> Path:
+    """Where this host's files of trust are."""
+    return config.state_dir / TRUST_DIRECTORY
+
+
+def trusted_store(config: AgentConfig) -> TrustStore | None:
+    """This host's files of trust; None where there are none, or they are not to be used."""
+    store = TrustStore(trust_directory(config))
+    return store if store.exists() and not config.insecure else None
 
 
 def is_loopback(host: str) -> bool:
@@ -24,6 +42,8 @@ def require_loopback_or_insecure(host: str, insecure: bool, act: str) -> None:
     """Raise `NotTrustedError` where `host` is off loopback and nobody allowed that."""
     if not insecure and not is_loopback(host):
         raise NotTrustedError(
-            f"this agent may not {act} {host}: nothing would be encrypted and nobody authenticated",
-            hint="On a network that you trust, start the agents of both hosts with --insecure (PHAUL_INSECURE=1).",
+            f"this agent may not {act} {host}: it has no certificate, so nothing would be encrypted and nobody "
+            "authenticated",
+            hint="`phaul trust init` on one host and `phaul trust issue HOST` for the others give certificates; then "
+            "start the agent again. Only on a network that you trust wholly: --insecure (PHAUL_INSECURE=1) on both.",
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import ipaddress
 import os
 import platform
 import socket
@@ -16,7 +17,10 @@ from pathlib import Path
 
 from phaul import __version__
 from phaul.agent.destination import parse_destination
+from phaul.agent.outcomes import OutcomeFiles
 from phaul.agent.peer_client import GrpcPeer
+from phaul.agent.tls_bridge import LiveConnections
+from phaul.agent.tls_tunnel import TlsTunnel
 from phaul.agent.trust import require_loopback_or_insecure
 from phaul.config import AgentConfig
 from phaul.criu.engine import CriuEngine
@@ -25,9 +29,15 @@ from phaul.migration.host import Host
 from phaul.migration.interfaces import Engine, NetworkIdentity
 from phaul.network.identity import HostNetwork
 from phaul.observe import fault_points
+from phaul.system.cpu_quota import CpuQuota
+from phaul.system.kernel import kernel_facts
 from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes
 from phaul.system.mounts import mount_memory, mounted_below, unmount_memory
+from phaul.trust.store import TrustStore
+from phaul.workloads import dirty_rate
 from phaul.workloads.process import ProcessWorkload
+
+measure_dirty_rate = dirty_rate.measure
 
 
 class MonotonicClock:
@@ -84,6 +94,7 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
             memory_available_bytes=available_bytes(),
             addresses=addresses,
             devices=tuple(name for _, name in socket.if_nameindex()),
+            **kernel_facts(),
         )
 
     return facts
@@ -98,21 +109,39 @@ def make_host(config: AgentConfig) -> Host:
         engine=engine,
         network=network,
         rooms=MemoryRooms(config.runtime_dir / "images"),
+        throttle=CpuQuota(),
+        outcomes=OutcomeFiles(config.state_dir / "outcomes"),
         clock=MonotonicClock(),
         describe=describe(engine, network),
         reached=fault_points.from_environment(),
     )
 
 
-def make_connect(config: AgentConfig) -> Callable[[str], GrpcPeer]:
-    """Give the function that reaches another agent by what a person typed."""
+def make_connect(
+    config: AgentConfig, store: TrustStore | None = None, live: LiveConnections | None = None
+) -> Callable[[str], GrpcPeer]:
+    """Give the function that reaches another agent by what a person typed: over TLS where there is a `store`."""
+    connections = live or LiveConnections()
 
     def connect(typed: str) -> GrpcPeer:
         destination = parse_destination(typed)
+        if store is not None:
+            tunnel = TlsTunnel(store, connections, destination.host, destination.port, config.runtime_dir)
+            return GrpcPeer(destination, tunnel, pages_in_the_clear=config.page_encryption == "off")
         require_loopback_or_insecure(destination.host, config.insecure, "connect to")
         return GrpcPeer(destination)
 
     return connect
+
+
+async def own_addresses() -> tuple[str, ...]:
+    """The addresses of this host that others can reach it at."""
+    found = [address.partition("%")[0] for address in await HostNetwork().local_addresses()]
+    return tuple(
+        address
+        for address in found
+        if not (ip := ipaddress.ip_address(address)).is_loopback and not ip.is_link_local and not ip.is_multicast
+    )
 
 
 async def describe_host(config: AgentConfig | None = None) -> HostFacts:

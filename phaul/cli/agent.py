@@ -15,7 +15,7 @@ EPILOG = f"""[bold]Examples[/]
 
 phaul agent
 
-phaul agent --listen 10.0.0.2:{DEFAULT_PEER_PORT} --insecure --log-format json
+phaul agent --listen 10.0.0.2:{DEFAULT_PEER_PORT} --log-format json
 
 Every option can be set as PHAUL_NAME in the environment as well, for example PHAUL_LISTEN; options win.
 """
@@ -26,6 +26,13 @@ class LogFormat(StrEnum):
 
     CONSOLE = "console"
     JSON = "json"
+
+
+class OnOff(StrEnum):
+    """Whether or not."""
+
+    ON = "on"
+    OFF = "off"
 
 
 class LogLevel(StrEnum):
@@ -52,13 +59,23 @@ def agent(
         bool,
         typer.Option(
             "--insecure",
-            help="Allow agents off loopback without encryption or authentication: whoever reaches it is root here.",
+            help="Use no certificates, and allow agents off loopback all the same: whoever reaches it is root here.",
         ),
     ] = False,
+    page_encryption: Annotated[
+        OnOff | None,
+        typer.Option(help="Encrypt memory on its way. off, on both hosts, is for a network that you trust."),
+    ] = None,
     runtime_dir: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Images under way; must be in memory (tmpfs).")
     ] = None,
     state_dir: Annotated[Path | None, typer.Option(metavar="PATH", help="What is known of migrations past.")] = None,
+    children_group: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Control group (v2) in which CRIU and workloads get theirs; the unit sets it."
+        ),
+    ] = None,
     criu: Annotated[str | None, typer.Option(metavar="PROGRAM", help="CRIU: a name in PATH, or a path.")] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="How the log is written.")] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="What the log leaves out.")] = None,
@@ -69,8 +86,10 @@ def agent(
         "listen": listen,
         "page_port": page_port,
         "insecure": insecure or None,
+        "page_encryption": page_encryption.value if page_encryption else None,
         "runtime_dir": runtime_dir,
         "state_dir": state_dir,
+        "children_group": children_group,
         "criu": criu,
         "log_format": log_format.value if log_format else None,
         "log_level": log_level.value if log_level else None,

@@ -1,20 +1,76 @@
-"""What preflight found, for `phaul migrate --dry-run`; and how one problem looks, which `doctor` shows as well."""
+"""`phaul check`: all that preflight found, as `migrate --dry-run` shows it too; and how one problem looks."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from phaul.cli import options
 from phaul.cli.console import Glyphs, clean, glyphs_for, make_console
 from phaul.cli.display import counted, indented, workload_size
 from phaul.cli.machine import message_object, print_object
+from phaul.cli.run import run_command
 from phaul.cli.view import refuses
 from phaul.errors import PreflightError
+from phaul.migration.check_report import GROUPS, OTHER_GROUP, group_of
 from phaul.rpc.v1.facts_pb2 import CheckReport, ConnectionFacts, HostFacts, Problem, WorkloadFacts
-from phaul.units import format_bytes
+from phaul.units import format_bytes, format_us
 
 CONNECTIONS_SHOWN = 6  # more would push the verdict off the screen
+
+EPILOG = """[bold]Examples[/]
+
+phaul check 4711 --to b.example
+
+phaul check $(pidof redis-server) --to 10.0.0.2 --address 10.0.0.50/24 --json
+
+[bold]Exit status[/]
+
+0 it may go · 10 it may not · 2 usage · 11 no agent answers · 12 not trusted. Nothing is touched in any case.
+"""
+
+
+def check(
+    pid: Annotated[
+        int, typer.Argument(metavar="PID", min=1, help="Root task of the workload: it and all below it are looked at.")
+    ],
+    to: Annotated[str, typer.Option("--to", metavar="HOST[:PORT]", help="Destination, where an agent listens.")],
+    address: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--address", metavar="IP/PREFIX[@DEVICE]", help="Address that shall move along. May be given several times."
+        ),
+    ] = None,
+    drop_unaccepted: Annotated[
+        bool,
+        typer.Option("--drop-unaccepted", help="Accept the loss of connections that wait in a listen queue."),
+    ] = False,
+    json_output: options.JsonOption = False,
+    socket: options.SocketOption = None,
+) -> None:
+    """Say whether a process tree could move, and all that is in the way, each with what to do about it.
+
+    Looks at the workload and at both hosts, and touches nothing. `phaul migrate` checks the same again.
+    """
+    path = options.socket_path(socket)
+    run_command(_check(path, pid, to, tuple(address or ()), drop_unaccepted, json_output), json_output=json_output)
+
+
+async def _check(
+    path: Path, pid: int, to: str, addresses: tuple[str, ...], drop_unaccepted: bool, json_output: bool
+) -> int:
+    from phaul.agent.client import AgentClient
+    from phaul.cli.migrate import Typed, build_request  # which shows reports with this module
+
+    request = build_request(pid, to, Typed(addresses=addresses, drop_unaccepted=drop_unaccepted))
+    async with AgentClient(path) as client:
+        return print_check(await client.check(request), json_output=json_output)
 
 
 def print_check(report: CheckReport, *, json_output: bool) -> int:
@@ -22,9 +78,9 @@ def print_check(report: CheckReport, *, json_output: bool) -> int:
     refused = any(refuses(problem) for problem in report.problems)
     status = PreflightError.exit_status if refused else 0
     if json_output:
-        print_object(
-            {"event": "check", "may_go": not refused, "exit_status": status} | message_object(report),
-        )
+        told = message_object(report)
+        told["problems"] = [{"group": group_of(each["code"])} | each for each in told["problems"]]
+        print_object({"event": "check", "may_go": not refused, "exit_status": status} | told)
     else:
         console = make_console()
         console.print(check_report(report, glyphs_for(console)))
@@ -32,13 +88,19 @@ def print_check(report: CheckReport, *, json_output: bool) -> int:
 
 
 def check_report(report: CheckReport, glyphs: Glyphs) -> RenderableType:
-    """Draw the two hosts, the workload, every problem and the verdict."""
+    """Draw the workload, the two hosts, what refuses, what warns, what is fine, and the verdict."""
     refusals = [problem for problem in report.problems if refuses(problem)]
     warnings = [problem for problem in report.problems if not refuses(problem)]
     parts: list[RenderableType] = [_workload(report.workload, glyphs), Text("")]
     parts += [indented(_hosts(report.source, report.destination)), Text("")]
-    for problem in [*refusals, *warnings]:
-        parts += [problem_lines(problem, glyphs)]
+    for title, style, problems in (("Refused", "bold red", refusals), ("Warnings", "bold yellow", warnings)):
+        parts += _grouped(title, style, problems, glyphs)
+    if report.fine:
+        parts += [Text("Fine", style="bold green")]
+        parts += [Text(f"  {glyphs.done} {clean(each)}", style="dim") for each in report.fine] + [Text("")]
+    if report.expected_downtime_us:
+        pause = format_us(report.expected_downtime_us)
+        parts += [Text(f"Expected downtime: about {pause}; less with pre-copy.")]
     if refusals:
         verdict = Text(f"Refused: {counted(len(refusals), 'problem')}. Nothing was touched.", style="bold red")
     elif warnings:
@@ -47,7 +109,18 @@ def check_report(report: CheckReport, glyphs: Glyphs) -> RenderableType:
         )
     else:
         verdict = Text(f"{glyphs.done} It may go. Nothing was touched.", style="bold green")
-    return Group(*parts, *([Text("")] if report.problems else []), verdict)
+    return Group(*parts, verdict)
+
+
+def _grouped(title: str, style: str, problems: Sequence[Problem], glyphs: Glyphs) -> list[RenderableType]:
+    """Draw problems of one severity below the headings that the guide has."""
+    parts: list[RenderableType] = []
+    for group in (*GROUPS, OTHER_GROUP):
+        found = [problem for problem in problems if group_of(problem.code) == group]
+        if found:
+            parts += [Text(f"{title} {glyphs.hint} {group}", style=style)]
+            parts += [indented(problem_lines(problem, glyphs)) for problem in found] + [Text("")]
+    return parts
 
 
 def problem_lines(problem: Problem, glyphs: Glyphs) -> RenderableType:

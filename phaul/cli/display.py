@@ -15,12 +15,13 @@ from rich.text import Text
 
 from phaul.cli.console import Glyphs, clean
 from phaul.cli.view import MigrationView, PhaseState, PhaseView, role_name
-from phaul.rpc.v1.agent_pb2 import MigrationEvent, MigrationReport
+from phaul.rpc.v1.agent_pb2 import MigrationEvent, MigrationReport, RoundFinished
 from phaul.units import format_bytes, format_rate, format_seconds, format_us
 
 INDENT = 2
 BAR_COLUMNS = 36  # of the memory bar, and of the timeline of the downtime
 LINE_COLUMNS = 76  # of text that is wrapped here and not by the console
+ROUNDS_SHOWN = 8  # the newest
 SPINNER_US = 100_000  # how long one picture of the spinner stays
 HOST_STYLES = {"source": "cyan", "destination": "magenta"}
 
@@ -103,7 +104,10 @@ def live(view: MigrationView, now_unix_us: int, glyphs: Glyphs) -> RenderableTyp
     below = Text(f"elapsed {format_us(view.elapsed_us(now_unix_us))}", style="dim")
     if not view.outcome:
         below.append(f"{glyphs.dot}Ctrl-C asks what to do", style="dim")
-    parts: list[RenderableType] = [header(view, glyphs), Text(""), phases, Text(""), memory_bar(view, glyphs)]
+    parts: list[RenderableType] = [header(view, glyphs), Text(""), phases, Text("")]
+    if view.rounds:
+        parts += [rounds(view, glyphs), Text("")]
+    parts.append(memory_bar(view, glyphs))
     parts += [_warning_line(warning, glyphs) for warning in view.warnings]
     return indented(Group(*parts, below))
 
@@ -130,6 +134,20 @@ def memory_text(view: MigrationView, glyphs: Glyphs) -> str:
     if view.eta_seconds:
         parts.append(f"{format_seconds(view.eta_seconds)} left")
     return glyphs.dot.join(parts)
+
+
+def rounds(view: MigrationView, glyphs: Glyphs) -> RenderableType:
+    """Draw what each round of pre-copy brought, the newest last, and what follows it."""
+    grid = Table(box=None, padding=(0, 1, 0, 0), header_style="dim")
+    for title in ("round", "sent", "in", "writes", "downtime then"):
+        grid.add_column(title, justify="right", no_wrap=True)
+    for each in view.rounds[-ROUNDS_SHOWN:]:
+        predicted = Text(format_us(each.predicted_downtime_us))
+        if each.predicted_downtime_us > each.wished_downtime_us:
+            predicted.append(f" > {format_us(each.wished_downtime_us)}", style="yellow")
+        writes = format_rate(each.dirty_bytes_per_second) if each.dirty_bytes_per_second else ""
+        grid.add_row(str(each.number), format_bytes(each.page_bytes), format_us(each.send_us), writes, predicted)
+    return Group(grid, Text(f"{glyphs.arrow} {clean(view.rounds[-1].next)}", style="dim"))
 
 
 def phases_line(view: MigrationView, glyphs: Glyphs) -> Text:
@@ -163,13 +181,18 @@ def summary(view: MigrationView, glyphs: Glyphs) -> RenderableType:
     figures.add_row(
         "downtime", Text(format_us(report.downtime_us), style="bold"), "source stopped until destination ran"
     )
+    if report.predicted_downtime_us:
+        figures.add_row("predicted", format_us(report.predicted_downtime_us), "the downtime, right before the freeze")
     figures.add_row("freeze time", format_us(report.freeze_us), "tasks stopped on the source")
     figures.add_row("total time", format_us(report.total_us), "from preflight until it ran")
-    figures.add_row("sent", format_bytes(report.memory_bytes + report.image_bytes), _sent(report))
+    wire_bytes = report.wire_bytes or report.memory_bytes
+    figures.add_row("sent", format_bytes(wire_bytes + report.image_bytes), _sent(report))
     moved = [counted(report.processes, "process", "processes"), counted(report.connections, "connection")]
     moved += [clean(address) for address in report.addresses]
     figures.add_row("moved", "", Text(glyphs.dot.join(moved)))
     parts: list[RenderableType] = [text, Text(""), indented(figures)]
+    if view.rounds:
+        parts += [Text(""), indented(rounds(view, glyphs))]
     if view.phases:
         parts += [Text(""), indented(phases_line(view, glyphs))]
     if report.steps:
@@ -208,6 +231,10 @@ def plain_lines(before: MigrationView, after: MigrationView, event: MigrationEve
             return _size_lines(after, at, glyphs)
         case "phase_started" if after.current is not None:
             return [f"{at} {after.current.name}"]
+        case "mode_chosen":
+            return [f"{at} {after.mode}: {clean(after.mode_reason)}"]
+        case "round_finished":
+            return [f"{at} {_round_line(event.round_finished, glyphs)}"]
         case "warning":
             return [f"{at} warning: {clean(event.warning.message)}"]
         case _:
@@ -225,8 +252,20 @@ def _size_lines(view: MigrationView, at: str, glyphs: Glyphs) -> list[str]:
     return [f"{at} {size}"] if size else []
 
 
+def _round_line(finished: RoundFinished, glyphs: Glyphs) -> str:
+    parts = [f"round {finished.number}: {format_bytes(finished.page_bytes)} in {format_us(finished.send_us)}"]
+    if finished.dirty_bytes_per_second:
+        parts.append(f"writes {format_rate(finished.dirty_bytes_per_second)}")
+    predicted, wished = format_us(finished.predicted_downtime_us), format_us(finished.wished_downtime_us)
+    parts.append(f"downtime would be {predicted} (wished {wished})")
+    return glyphs.dot.join([*parts, clean(finished.next)])
+
+
 def _sent(report: MigrationReport) -> str:
-    return f"memory {format_bytes(report.memory_bytes)}, other images {format_bytes(report.image_bytes)}"
+    memory = f"memory {format_bytes(report.sent_bytes or report.memory_bytes)}"
+    if report.compressed:
+        memory += f" as {format_bytes(report.wire_bytes)}, compressed"
+    return f"{memory}, other images {format_bytes(report.image_bytes)}"
 
 
 def _warning_line(warning: str, glyphs: Glyphs) -> Text:

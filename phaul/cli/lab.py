@@ -17,7 +17,7 @@ from phaul.cli.console import clean, make_console
 from phaul.cli.machine import print_object
 from phaul.cli.run import show_error
 from phaul.errors import LabError, PhaulError
-from phaul.lab import cluster, image, machine
+from phaul.lab import cluster, image, machine, vm_image
 from phaul.lab.cluster import Lab
 from phaul.lab.host import Host
 
@@ -25,8 +25,8 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Two hosts and a client on this machine, to try phaul on.",
     epilog=(
-        "The hosts are named a, b and client. They live in namespaces: nothing of this machine's network changes. "
-        "/srv/shared is the same directory on all of them."
+        "The hosts are named a, b and client. They live in namespaces, a and b with --vm in virtual machines: nothing "
+        "of this machine's network changes. /srv/shared is the same directory on all that are no virtual machines."
     ),
 )
 
@@ -37,12 +37,15 @@ Name = Annotated[str, typer.Option("--name", metavar="NAME", help="Which lab, wh
 def up(
     name: Name = cluster.DEFAULT_NAME,
     agents: Annotated[bool, typer.Option(help="Start phaul's agent on both hosts.")] = True,
+    virtual: Annotated[
+        bool, typer.Option("--vm", help="Virtual machines, emulated: own kernels, systemd, memory tracking.")
+    ] = False,
 ) -> None:
-    """Bring the lab up; the first time its image is made, which takes half a minute."""
+    """Bring the lab up; the first time its image is made, which takes half a minute, and another one with --vm."""
     with errors_shown():
         started = time.monotonic()
-        made = image.find() is None
-        lab = Lab.up(name, agents=agents, progress=_say)
+        made = (vm_image.find() if virtual else image.find()) is None
+        lab = Lab.up(name, virtual=virtual, agents=agents, progress=_say)
         took = "" if made else f" in {time.monotonic() - started:.1f} s"
         console = make_console()
         console.print(f"The lab is up{took}.")
@@ -68,9 +71,11 @@ def status(
                 lab = Lab.open(found)
                 if json_output:
                     hosts = [_host_object(host) for host in lab.members]
-                    print_object({"event": "lab", "name": lab.name, "image": lab.description.image, "hosts": hosts})
+                    kind = "virtual machines" if lab.machines else "namespaces"
+                    image_used = lab.description.machines or lab.description.image
+                    print_object({"event": "lab", "name": lab.name, "kind": kind, "image": image_used, "hosts": hosts})
                 else:
-                    console.print(f"Lab {lab.name}")
+                    console.print(f"Lab {lab.name}" + (" of virtual machines" if lab.machines else ""))
                     console.print(_host_table(lab))
         except typer.Exit as left:
             worst = max(worst, left.exit_code)  # one that is half there must not hide the others
@@ -107,15 +112,19 @@ def down(name: Name = cluster.DEFAULT_NAME) -> None:
 
 
 @app.command()
-def build() -> None:
+def build(
+    virtual: Annotated[bool, typer.Option("--vm", help="And that of the virtual machines, started once.")] = False,
+) -> None:
     """Make the image of the hosts, unless it is there."""
     with errors_shown():
-        machine.check()
+        machine.check(virtual=virtual)
         found = image.find()
         if found:
             _say(f"The image is {found}")
         else:
             image.ensure(_say)
+        if virtual:
+            cluster.prepare_machines(_say)
 
 
 def _say(line: str) -> None:

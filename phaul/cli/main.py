@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from phaul import __version__
-from phaul.cli import agent, demo, doctor, lab, migrate, resolve, status
+from phaul.cli import agent, check, demo, dirty_rate, doctor, lab, migrate, resolve, status, trust
 from phaul.cli.failure import INTERRUPTED_STATUS, defect_of
 from phaul.cli.options import JsonOption
 from phaul.cli.run import show_error
@@ -20,7 +20,7 @@ EPILOG = """[bold]Examples[/]
 
 phaul doctor
 
-phaul migrate 4711 --to b.example --dry-run
+phaul check 4711 --to b.example
 
 phaul migrate 4711 --to b.example --address 10.0.0.50/24
 
@@ -60,16 +60,19 @@ def phaul(
 
 
 app.command(epilog=migrate.MIGRATE_EPILOG)(migrate.migrate)
+app.command(epilog=check.EPILOG)(check.check)
 app.command()(migrate.watch)
 app.command()(migrate.cancel)
 app.command()(status.status)
 app.command(epilog=resolve.EPILOG)(resolve.resolve)
 app.command()(doctor.doctor)
+app.command("dirty-rate", epilog=dirty_rate.EPILOG)(dirty_rate.dirty_rate)
 app.command(epilog=agent.EPILOG)(agent.agent)
 app.command()(demo.demo)
 
 
 app.add_typer(lab.app, name="lab")
+app.add_typer(trust.app, name="trust")
 if find_spec("phaul.cli.demo") is not None:  # left out of packages that have no lab
     app.command("demo")(import_module("phaul.cli.demo").demo)
 

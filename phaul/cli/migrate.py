@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -15,8 +16,10 @@ from phaul.cli.lookup import find_migration
 from phaul.cli.machine import print_object
 from phaul.cli.run import run_command
 from phaul.errors import UsageError
+from phaul.migration.facts import Compression, Mode, OnStall
+from phaul.rpc.v1 import facts_pb2
 from phaul.rpc.v1.facts_pb2 import AddressRequest, MigrationRequest
-from phaul.units import parse_seconds
+from phaul.units import parse_bandwidth, parse_seconds
 
 MIGRATE_EPILOG = """[bold]Examples[/]
 
@@ -26,12 +29,15 @@ phaul migrate $(pidof redis-server) --to 10.0.0.2 --address 10.0.0.50/24
 
 phaul migrate 4711 --to \\[fd00::2]:7428 --address fd00::50/64@eth1 --json
 
+phaul migrate 4711 --to b.example --max-downtime 300ms --on-stall throttle --timeout 10m
+
 phaul migrate 4711 --to b.example --dry-run
 
 [bold]Exit status[/]
 
 0 it runs on the destination · 2 usage · 10 refused, 11 no agent answers, 12 not trusted: nothing was touched ·
-20 to 25 failed and rolled back, it runs on the source (21 dump, 22 transfer, 23 restore, 24 switchover, 25 cancelled) ·
+20 to 26 failed and rolled back, it runs on the source (21 dump, 22 transfer, 23 restore, 24 switchover, 25 cancelled,
+26 longer than --max-downtime) ·
 30 rolled back with leftovers · 40 in doubt · 41 lost, images kept · 70 a defect of phaul ·
 130, 143 left by Ctrl-C or SIGTERM, the migration goes on in the agent
 """
@@ -65,6 +71,12 @@ def migrate(
             help="Roll back when the tasks have stood still for this long (2s).",
         ),
     ] = "0",
+    bandwidth: options.BandwidthOption = "",
+    compress: options.CompressOption = Compression.AUTO,
+    mode: options.ModeOption = Mode.AUTO,
+    max_downtime: options.MaxDowntimeOption = "",
+    max_rounds: options.MaxRoundsOption = 0,
+    on_stall: options.OnStallOption = OnStall.REFUSE,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say whether it may go and what is in the way; touch nothing.")
     ] = False,
@@ -77,10 +89,19 @@ def migrate(
     undone, and the workload goes on here. Ctrl-C asks whether to cancel, to leave it running or to watch on.
     """
     path = options.socket_path(socket)
-    limits = (timeout, freeze_timeout)
-    run_command(
-        _migrate(path, pid, to, address or [], drop_unaccepted, limits, dry_run, json_output), json_output=json_output
+    typed = Typed(
+        tuple(address or ()),
+        drop_unaccepted,
+        timeout,
+        freeze_timeout,
+        bandwidth,
+        compress,
+        mode,
+        max_downtime,
+        max_rounds,
+        on_stall,
     )
+    run_command(_migrate(path, pid, to, typed, dry_run, json_output), json_output=json_output)
 
 
 def watch(
@@ -101,23 +122,45 @@ def cancel(
     run_command(_cancel(options.socket_path(socket), migration_id, json_output), json_output=json_output)
 
 
-def build_request(
-    pid: int, to: str, addresses: list[str], drop_unaccepted: bool, limits: tuple[str, str] = ("0", "0")
-) -> MigrationRequest:
+@dataclass(frozen=True, slots=True)
+class Typed:
+    """What was typed beside the workload and the destination."""
+
+    addresses: tuple[str, ...] = ()
+    drop_unaccepted: bool = False
+    timeout: str = "0"
+    freeze_timeout: str = "0"
+    bandwidth: str = ""
+    compress: Compression = Compression.AUTO
+    mode: Mode = Mode.AUTO
+    max_downtime: str = ""
+    max_rounds: int = 0
+    on_stall: OnStall = OnStall.REFUSE
+
+
+def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
     """Read what was typed; raises `UsageError` before any agent is asked."""
     from phaul.agent.destination import parse_destination
     from phaul.migration.address_rules import parse_address
 
-    timeout, freeze_timeout = limits
+    max_downtime_seconds = _duration("--max-downtime", typed.max_downtime or "0")
+    if typed.max_downtime and not max_downtime_seconds:
+        raise UsageError("--max-downtime: no pause at all cannot be had; a freeze takes some ten milliseconds at least")
     request = MigrationRequest(
         root_pid=pid,
         destination=str(parse_destination(to)),
-        drop_unaccepted=drop_unaccepted,
-        timeout_seconds=_duration("--timeout", timeout),
-        freeze_timeout_seconds=_duration("--freeze-timeout", freeze_timeout),
+        drop_unaccepted=typed.drop_unaccepted,
+        timeout_seconds=_duration("--timeout", typed.timeout),
+        freeze_timeout_seconds=_duration("--freeze-timeout", typed.freeze_timeout),
+        bandwidth_bytes_per_second=_bandwidth(typed.bandwidth) if typed.bandwidth else 0,
+        compress=facts_pb2.Compression.Value(f"COMPRESSION_{typed.compress.name}"),
+        mode=facts_pb2.Mode.Value(f"MODE_{typed.mode.name}"),
+        max_downtime_seconds=max_downtime_seconds,
+        max_rounds=typed.max_rounds,
+        on_stall=facts_pb2.OnStall.Value(f"ON_STALL_{typed.on_stall.name}"),
     )
-    for typed in addresses:
-        wanted = parse_address(typed)
+    for address in typed.addresses:
+        wanted = parse_address(address)
         request.addresses.append(
             AddressRequest(address=wanted.address, prefix_length=wanted.prefix_length, device=wanted.device)
         )
@@ -131,19 +174,24 @@ def _duration(option: str, typed: str) -> float:
         raise UsageError(f"{option}: {error}") from error
 
 
+def _bandwidth(typed: str) -> int:
+    try:
+        return parse_bandwidth(typed)
+    except ValueError as error:
+        raise UsageError(f"--bandwidth: {error}") from error
+
+
 async def _migrate(
     path: Path,
     pid: int,
     to: str,
-    addresses: list[str],
-    drop_unaccepted: bool,
-    limits: tuple[str, str],
+    typed: Typed,
     dry_run: bool,
     json_output: bool,
 ) -> int:
     from phaul.agent.client import AgentClient
 
-    request = build_request(pid, to, addresses, drop_unaccepted, limits)
+    request = build_request(pid, to, typed)
     async with AgentClient(path) as client:
         if dry_run:
             return print_check(await client.check(request), json_output=json_output)

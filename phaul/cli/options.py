@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from phaul.config import AgentConfig
+from phaul.migration.facts import Compression, Mode, OnStall
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, and nothing else.")]
 SocketOption = Annotated[
@@ -18,6 +19,43 @@ SocketOption = Annotated[
 ]
 MigrationArgument = Annotated[
     str, typer.Argument(metavar="ID", help="Migration, as `phaul status` lists it; its first characters suffice.")
+]
+
+BandwidthOption = Annotated[
+    str,
+    typer.Option(
+        "--bandwidth",
+        metavar="RATE",
+        help="Send no faster: 200M or 1G are bits a second, 25MB/s is bytes. Default: what leaves the link usable.",
+    ),
+]
+CompressOption = Annotated[
+    Compression,
+    typer.Option("--compress", help="Compress memory on its way: auto does it where it is measured to help."),
+]
+ModeOption = Annotated[
+    Mode,
+    typer.Option("--mode", help="How memory goes: in rounds while the workload runs, or all of it in the freeze."),
+]
+MaxDowntimeOption = Annotated[
+    str,
+    typer.Option(
+        "--max-downtime",
+        metavar="TIME",
+        help="The pause that is acceptable (300ms): frozen once that is predicted to fit. Default: 500ms.",
+    ),
+]
+MaxRoundsOption = Annotated[
+    int,
+    typer.Option("--max-rounds", min=0, help="At most so many rounds of pre-copy. Default: 30.", show_default=False),
+]
+OnStallOption = Annotated[
+    OnStall,
+    typer.Option(
+        "--on-stall",
+        help="When rounds do not bring the pause down to --max-downtime: give up, freeze all the same, or slow the "
+        "workload's CPU down step by step.",
+    ),
 ]
 
 

@@ -21,8 +21,8 @@ from phaul.cli.machine import message_object, print_object
 from phaul.cli.run import run_command
 from phaul.cli.view import MigrationView, outcome_name, phase_name, role_name
 from phaul.config import DEFAULT_PEER_PORT
-from phaul.rpc.v1.agent_pb2 import MigrationSummary, Outcome
-from phaul.units import format_us
+from phaul.rpc.v1.agent_pb2 import MigrationSummary, Outcome, PagesLoading
+from phaul.units import format_bytes, format_us
 
 DAY_SECONDS = 86_400
 OUTCOME_STYLES = {
@@ -115,6 +115,8 @@ def one_migration(summary: MigrationSummary, glyphs: Glyphs) -> RenderableType:
         parts.append(Text(f"`phaul watch {clean(summary.migration_id)}` shows it live.", style="dim"))
     if summary.outcome == Outcome.OUTCOME_IN_DOUBT:
         parts.append(doubt_line(summary))
+    if summary.HasField("loading"):
+        parts.append(loading_line(summary.loading))
     if summary.HasField("report"):
         parts += [Text(""), display.summary(view_of(summary), glyphs)]
     return Group(*parts)
@@ -125,6 +127,18 @@ def doubt_line(summary: MigrationSummary) -> Text:
     name = clean(summary.command) or f"PID {summary.root_pid}"
     line = Text(f"In doubt: {name}. What is known, and what can be done: ", style="bold red")
     return line.append(f"phaul resolve {clean(summary.migration_id)}", style="bold")
+
+
+def loading_line(loading: PagesLoading) -> Text:
+    """Say how much of a workload that runs is still to be loaded from its images."""
+    left, total = format_bytes(loading.left_bytes), format_bytes(loading.total_bytes)
+    line = Text(f"It runs; {left} of {total} are still being loaded, what it needs first.", style="dim")
+    if loading.failing:
+        line.append(
+            " That does not go on for now, and is tried again: whatever needs a missing page waits. Is memory short?",
+            style="bold red",
+        )
+    return line
 
 
 def view_of(summary: MigrationSummary) -> MigrationView:
@@ -150,10 +164,12 @@ def direction(summary: MigrationSummary, glyphs: Glyphs) -> str:
 
 
 def state(summary: MigrationSummary) -> Text:
-    """Say how it stands: the phase while it runs, the outcome afterwards, with the error's code where there is one."""
+    """Say how it stands: the phase while it is under way, then the outcome, or that pages are still being loaded."""
     outcome = outcome_name(summary.outcome)
     if outcome == "running":
         return Text(phase_name(summary.phase) or "running", style=OUTCOME_STYLES[outcome])
+    if outcome == "completed" and summary.HasField("loading"):
+        return Text("runs, stuck" if summary.loading.failing else "runs, loading", style=OUTCOME_STYLES["running"])
     return Text(outcome.replace("_", " ") or "unknown", style=OUTCOME_STYLES.get(outcome, ""))
 
 

@@ -11,8 +11,8 @@ from enum import StrEnum
 
 from phaul.agent.messages import error_from_message
 from phaul.errors import PhaulError
-from phaul.rpc.v1.agent_pb2 import MigrationEvent, MigrationReport, Outcome, Phase, Role
-from phaul.rpc.v1.facts_pb2 import Problem, Severity
+from phaul.rpc.v1.agent_pb2 import MigrationEvent, MigrationReport, Outcome, Phase, Role, RoundFinished
+from phaul.rpc.v1.facts_pb2 import Mode, Problem, Severity
 
 
 class PhaseState(StrEnum):
@@ -66,6 +66,9 @@ class MigrationView:
     total_bytes: int = 0
     bytes_per_second: int = 0
     memory_sent: bool = False  # all of it, which is known once a phase after FREEZE has begun
+    mode: str = ""  # "pre-copy" or "stop-and-copy", once that is known
+    mode_reason: str = ""
+    rounds: tuple[RoundFinished, ...] = ()
     warnings: tuple[str, ...] = ()
     outcome: str = ""  # as `outcome_name` gives it; "" while it runs
     report: MigrationReport | None = None
@@ -79,7 +82,7 @@ class MigrationView:
     @property
     def pending(self) -> tuple[str, ...]:
         """Names of the phases still to come, in order."""
-        begun = {phase.name for phase in self.phases}
+        begun = {phase.name for phase in self.phases} - {"precopy"}
         reached = max((USUAL_PHASES.index(name) for name in begun if name in USUAL_PHASES), default=-1)
         return USUAL_PHASES[reached + 1 :]
 
@@ -146,6 +149,10 @@ def advance(view: MigrationView, event: MigrationEvent) -> MigrationView:
                 total_bytes=max(progress.total_bytes or view.total_bytes, done_bytes),
                 bytes_per_second=progress.bytes_per_second,
             )
+        case "mode_chosen":
+            return replace(view, mode=mode_name(event.mode_chosen.mode), mode_reason=event.mode_chosen.reason)
+        case "round_finished":
+            return replace(view, rounds=(*view.rounds, event.round_finished))
         case "warning":
             return replace(view, warnings=(*view.warnings, event.warning.message))
         case "finished":
@@ -180,6 +187,11 @@ def _finish(view: MigrationView, event: MigrationEvent) -> MigrationView:
 def phase_name(phase: Phase.ValueType) -> str:
     """Name a phase as the docs do, in lower case; "" for none, "phase 12" for one that a newer agent knows."""
     return _short(Phase.Name(phase), "PHASE_") if phase in Phase.values() else f"phase {phase}"
+
+
+def mode_name(mode: Mode.ValueType) -> str:
+    """Name a mode as `--mode` does."""
+    return _short(Mode.Name(mode), "MODE_").replace("_", "-") if mode in Mode.values() else f"mode {mode}"
 
 
 def outcome_name(outcome: Outcome.ValueType) -> str:
