@@ -26,9 +26,15 @@ class AgentConfig(BaseSettings):
     page_port: int = Field(
         default=DEFAULT_PEER_PORT + 1, ge=0, le=65535, description="port for memory pages, on the same address; 0: any"
     )
+    page_encryption: Literal["on", "off"] = Field(
+        default="on", description="encrypt memory on its way; off, on both hosts, is for a network that is trusted"
+    )
     insecure: bool = Field(default=False, description="allow peers off loopback without encryption or authentication")
     runtime_dir: Path = Field(default=Path("/run/phaul"), description="images under way; must be in memory (tmpfs)")
     state_dir: Path = Field(default=Path("/var/lib/phaul"), description="what is known of migrations past")
+    children_group: Path | None = Field(
+        default=None, description="control group (v2), delegated to the agent, in which CRIU and workloads get theirs"
+    )
     criu: str = Field(default="criu", description="CRIU's program, a name in PATH or a path")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"

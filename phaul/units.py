@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import re
 
+LOWEST_BANDWIDTH = 125_000  # bytes a second: a migration at less than 1 Mbit/s would not end
+BANDWIDTH_UNITS = {"": 1, "k": 1000, "m": 1000**2, "g": 1000**3, "t": 1000**4}
+BINARY_UNITS = {"ki": 1024, "mi": 1024**2, "gi": 1024**3, "ti": 1024**4}
+
 KIB = 1024
 MIB = 1024 * KIB
 GIB = 1024 * MIB
@@ -25,6 +29,14 @@ def format_bytes(count: float) -> str:
 def format_rate(bytes_per_second: float) -> str:
     """Give a transfer rate, e.g. ``1.2 GiB/s``."""
     return f"{format_bytes(bytes_per_second)}/s"
+
+
+def format_bandwidth(bytes_per_second: float) -> str:
+    """Give a bandwidth as networks are rated, in bits and powers of ten: ``200 Mbit/s``, ``1.5 Gbit/s``."""
+    bits = bytes_per_second * 8
+    unit, size = ("Gbit/s", 1e9) if bits >= 0.9995e9 else ("Mbit/s", 1e6)
+    value = bits / size
+    return f"{value:.3g} {unit}" if value < 999.5 else f"{value:.0f} {unit}"
 
 
 def format_seconds(seconds: float) -> str:
@@ -54,3 +66,24 @@ def parse_seconds(text: str) -> float:
     if match is None:
         raise ValueError(f"{text!r} is no duration; write for example 800ms, 2s or 5m")
     return float(match[1]) * {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}[match[2] or "s"]
+
+
+def parse_bandwidth(text: str) -> int:
+    """Read a bandwidth that was typed, in bytes a second: ``200M`` and ``1Gbit/s`` are bits, ``25MB/s`` is bytes.
+
+    Raises ValueError for anything else and for less than 1 Mbit/s.
+    """
+    match = re.fullmatch(
+        r"(?P<number>\d+(?:\.\d+)?) ?(?:(?P<bits>[kKmMgGT]?)(?:b|bit)?|(?P<bytes>(?:[kKMGT]i?)?)B)(?:/s|ps)?",
+        text.strip(),
+        re.ASCII,
+    )
+    if match is None:
+        raise ValueError(f"{text!r} is no bandwidth; write for example 200M or 1Gbit/s (bits), or 25MB/s (bytes)")
+    if match["bytes"] is None:
+        value = float(match["number"]) * BANDWIDTH_UNITS[match["bits"].lower()] / 8
+    else:
+        value = float(match["number"]) * (BANDWIDTH_UNITS | BINARY_UNITS)[match["bytes"].lower()]
+    if not LOWEST_BANDWIDTH <= value < 2**63:
+        raise ValueError(f"{text!r} is not between 1 Mbit/s and what a link can carry")
+    return round(value)

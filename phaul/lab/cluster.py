@@ -6,6 +6,7 @@ under /run/phaul-lab, whoever made it and however that ended. Never touches a la
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -15,16 +16,21 @@ from pathlib import Path
 from types import TracebackType
 
 from phaul.errors import LabError, UsageError
-from phaul.lab import cgroups, commands, image, machine, network
+from phaul.lab import building, cgroups, commands, image, machine, network, trust, vm_code, vm_image
 from phaul.lab.host import HOST_PATH, SHARED_NAME, Host, recorded
-from phaul.lab.records import STATE_ROOT, LabDescription, ProcessRecord
+from phaul.lab.namespace_host import NamespaceHost
+from phaul.lab.records import STATE_ROOT, HostDescription, LabDescription, ProcessRecord
+from phaul.lab.vm_host import VirtualHost
+from phaul.lab.vm_image import VmImage
 
 DEFAULT_NAME = "lab"
 CLIENT = "client"
 START_DEADLINE_SECONDS = 20.0  # a third of a second is usual
 SWITCH = "switch"
 _LAB_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
-_HOST_NAME = re.compile(r"[a-z][a-z0-9-]{0,14}")  # the kernel's limit for the name of a link is 15
+_HOST_NAME = re.compile(
+    r"[a-z][a-z0-9-]{0,12}"
+)  # the kernel's limit for the name of a link is 15; see network.management_tap
 _DOOMED_SUFFIX = ".down"
 
 
@@ -39,9 +45,8 @@ class Lab:
         self.description = description
         self.name = description.name
         self.directory = STATE_ROOT / description.name
-        members = [Host(host, self.directory) for host in description.hosts]
-        self.hosts = {host.name: host for host in members if host.name != CLIENT}
-        self.client = next(host for host in members if host.name == CLIENT)
+        self.client = NamespaceHost(description.hosts[-1], self.directory)
+        self.hosts: dict[str, Host] = {host.name: self._host(host) for host in description.hosts[:-1]}
         self._children: list[subprocess.Popen[bytes]] = []
 
     @classmethod
@@ -50,8 +55,9 @@ class Lab:
         name: str = DEFAULT_NAME,
         hosts: Sequence[str] = ("a", "b"),
         *,
+        virtual: bool = False,
         agents: bool = True,
-        progress: image.Progress = lambda line: None,
+        progress: building.Progress = lambda line: None,
     ) -> Lab:
         """
         Bring a lab up.
@@ -59,20 +65,22 @@ class Lab:
         Args:
             name: tells labs of one machine apart.
             hosts: names of the hosts; the client is there always.
+            virtual: the hosts are virtual machines; the client is none.
             agents: start an agent on each host and wait until it serves.
             progress: told one line per step that takes long.
 
         Nothing is left of a lab that fails to come up.
         """
         _check_names(name, hosts)
-        machine.check()
+        machine.check(virtual=virtual)
         chosen_image = image.ensure(progress)
-        description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT))
+        machines = str(vm_image.ensure(progress).directory) if virtual else ""
+        description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT), machines)
         directory = _make_directory(name)
         lab = cls(description)
         try:
             description.write(directory)
-            lab._start(chosen_image)
+            lab._start(chosen_image, progress)
             if agents:
                 lab.start_agents()
         except BaseException:
@@ -128,17 +136,37 @@ class Lab:
 
     def down(self) -> None:
         """Take the lab down; nothing happens when it is down already."""
+        for host in self.machines:
+            host.disconnect()
         down(self.name)
         for child in self._children:
             child.wait()
         self._children.clear()
 
-    def _start(self, chosen_image: Path) -> None:
+    @property
+    def machines(self) -> tuple[VirtualHost, ...]:
+        """Those hosts that are virtual machines: all, or none."""
+        return tuple(host for host in self.hosts.values() if isinstance(host, VirtualHost))
+
+    def install(self) -> None:
+        """Give the virtual machines phaul's code as it is now; their agents do not notice before they start again."""
+        archive = vm_code.archive(Path(self.description.image))
+        for host in self.machines:
+            host.install(archive)
+
+    def _host(self, description: HostDescription) -> Host:
+        if not self.description.machines:
+            return NamespaceHost(description, self.directory)
+        machines = VmImage(Path(self.description.machines))
+        return VirtualHost(description, self.directory, machines, self.directory / f"{SWITCH}.process")
+
+    def _start(self, chosen_image: Path, progress: building.Progress) -> None:
         deadline = time.monotonic() + START_DEADLINE_SECONDS
         hosts_file = network.hosts_file(self.description.hosts)
         self.shared.mkdir(mode=0o755)
         started = []
-        for host in self.members:
+        namespaces = [host for host in self.members if isinstance(host, NamespaceHost)]
+        for host in namespaces:
             process = host.launch(chosen_image, hosts_file, cgroups.create(self.name, host.name))
             self._children.append(process)
             started.append((process, host.log, f"Host {host.name}"))
@@ -147,8 +175,24 @@ class Lab:
         for process, log, what in (*started, (switch, switch_log, "The lab's switch")):
             commands.wait_ready(process, log, what, deadline)
         # The process that waits for PID 1 is in the host's network namespace too.
-        links = [(host.description, host.pid) for host in self.members]
-        network.connect(switch.pid, links)
+        network.connect(switch.pid, [(host.description, host.pid) for host in namespaces])
+        if self.machines:
+            self._start_machines(switch.pid, progress)
+        else:
+            trust.give(tuple(self.hosts.values()))
+
+    def _start_machines(self, switch_pid: int, progress: building.Progress) -> None:
+        network.connect_machines(switch_pid, [host.description for host in self.machines])
+        if not all(host.remembered(self.description.hosts) for host in self.machines):
+            progress("Booting the virtual machines for the first time")
+        deadline = time.monotonic() + START_DEADLINE_SECONDS
+        for host in self.machines:
+            process = host.launch(self.description.hosts, cgroups.create(self.name, host.name))
+            self._children.append(process)
+            commands.wait_ready(process, host.log, f"QEMU of host {host.name}", deadline)
+        for host in self.machines:
+            host.wait_up(self.description.hosts)
+        self.install()
 
     def _launch_switch(self, log: Path) -> subprocess.Popen[bytes]:
         """Start the process that keeps the bridge's network namespace."""
@@ -159,6 +203,12 @@ class Lab:
         process = commands.start_detached(recorded(record, group, argv), log, env={"PATH": HOST_PATH})
         self._children.append(process)
         return process
+
+
+def prepare_machines(progress: building.Progress = lambda line: None) -> None:
+    """Make what virtual machines start from, and start them once, so that from then on they need not boot."""
+    with Lab.up(f"build-{os.getpid()}", virtual=True, agents=False, progress=progress) as lab:
+        progress(f"The virtual machines start from {lab.description.machines}")
 
 
 def down(name: str = DEFAULT_NAME) -> bool:

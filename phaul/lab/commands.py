@@ -110,17 +110,18 @@ def wait_ready(process: subprocess.Popen[bytes], log: Path, what: str, deadline:
 
 def failure(argv: Sequence[str], status: int, output: str) -> LabError:
     """The error that tells of a failed command."""
-    shown = _last_lines(output)
+    shown = last_lines(output)
     return LabError(f"`{shlex.join(argv)}` ended with status {status}.", detail=shown)
 
 
 def tail(log: Path) -> str:
     """The end of a log, "" when there is none."""
     try:
-        return _last_lines(log.read_text(errors="replace"))
+        return last_lines(log.read_text(errors="replace"))
     except OSError:
         return ""
 
 
-def _last_lines(text: str) -> str:
+def last_lines(text: str) -> str:
+    """The end of what a program said, as much as belongs into a message."""
     return "\n".join(text.strip().splitlines()[-SHOWN_OUTPUT_LINES:])

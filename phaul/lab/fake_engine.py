@@ -6,19 +6,33 @@ Used by `lab.fakes` and by the crash model. Its dump speaks CRIU's page-server p
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from phaul.errors import DumpError, RestoreError
+from phaul.lab.fake_images import read_pages
 from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree, TreeState
 from phaul.migration.facts import HostFacts
-from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, RestoredTree, RestoreRequest
+from phaul.migration.interfaces import (
+    DumpRequest,
+    HeldDump,
+    HeldRestore,
+    PreDumped,
+    PreDumpRequest,
+    RestoredTree,
+    RestoreRequest,
+)
+from phaul.migration.lazy import Loading, LoadingState
 from phaul.transfer import page_protocol
 from phaul.transfer.page_protocol import Command, Header, PageFlag
+
+MEMORY_ADDRESS = 0x10000  # of the only mapping that a fake tree has
 
 
 class FakeHeldDump:
@@ -36,6 +50,10 @@ class FakeHeldDump:
         if self._tree.state is TreeState.FROZEN:
             self._tree.state = TreeState.RUNNING
 
+    def orphan(self) -> None:
+        """The keeper, which outlives both, lets the tree run on."""
+        self.abandon()
+
     async def release_killed(self) -> None:
         """CRIU takes leave of a dead tree."""
         self._machine.act("engine.release")
@@ -50,12 +68,28 @@ class FakeHeldDump:
             self._machine.acts.append("tree.resume")
 
 
-class FakeHeldRestore:
-    """`HeldRestore` on one tree."""
+class FakeLoader:
+    """`Loader` that is ready as soon as it is asked."""
 
-    def __init__(self, machine: FakeMachine, tree: FakeTree) -> None:
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    async def ready(self) -> None:
+        """It is."""
+        self._machine.act("loader.ready")
+
+    async def close(self) -> None:
+        """It ends."""
+        self._machine.act("loader.close")
+
+
+class FakeHeldRestore:
+    """`HeldRestore` on one tree. `loads_for` names the migration of a lazily restored one."""
+
+    def __init__(self, machine: FakeMachine, tree: FakeTree, loads_for: str = "") -> None:
         self._machine = machine
         self._tree = tree
+        self._loads_for = loads_for
         self.decided = False
         machine.held.append(self)
 
@@ -63,6 +97,11 @@ class FakeHeldRestore:
         """CRIU sees the socket close before the gate was passed: it kills the copy."""
         if not self.decided:
             self._tree.state = TreeState.DEAD
+
+    def orphan(self) -> None:
+        """Nobody kills the copy, and nobody can let it run."""
+        if not self.decided:
+            self._tree.state = TreeState.UNFINISHED
 
     @property
     def tree(self) -> RestoredTree:
@@ -74,6 +113,8 @@ class FakeHeldRestore:
         self._machine.act("copy.run")
         self.decided = True
         self._tree.state = TreeState.RUNNING
+        if self._loads_for:
+            self._machine.begin_loading(self._loads_for, len(self._tree.memory))
 
     async def discard(self) -> None:
         """It is killed."""
@@ -93,19 +134,33 @@ class FakeEngine:
         """A CRIU that can do everything."""
         return HostFacts(criu_version="4.2.1", criu_path="fake", features=("lazy_pages", "mem_track"))
 
+    async def pre_dump(self, request: PreDumpRequest) -> PreDumped:
+        """Send what changed since the round before, and track the memory from then on."""
+        self._machine.act("engine.pre_dump")
+        request.images.mkdir()
+        tree = self._machine.trees[request.root_pid]
+        since, tree.tracked = tree.tracked if request.parent else None, tree.memory
+        tree.while_sent(tree)
+        try:
+            sent = await asyncio.to_thread(send_memory, request.page_channel_fd, tree, tree.tracked, since)
+        except OSError as error:
+            raise DumpError(f"the page channel broke: {error.strerror}") from error
+        return PreDumped(sent, 1000)
+
     @asynccontextmanager
     async def dump(
-        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+        self, request: DumpRequest, about_to_freeze: Callable[[int], Awaitable[None]]
     ) -> AsyncIterator[HeldDump]:
         """Freeze, send the memory, write one small image, hold."""
-        await about_to_freeze()
+        await about_to_freeze(0)
         tree = self._machine.trees[request.root_pid]
         tree.state = TreeState.FROZEN
         held = FakeHeldDump(self._machine, tree)
         try:
             try:
                 self._machine.act("engine.dump")
-                await asyncio.to_thread(send_memory, request.page_channel_fd, tree)
+                memory, since = tree.damaged or tree.memory, tree.tracked if request.parent else None
+                await asyncio.to_thread(send_memory, request.page_channel_fd, tree, memory, since)
             except OSError as error:
                 raise DumpError(f"the page channel broke: {error.strerror}") from error
             content = {"pid": tree.pid, "connections": len(tree.connections)}
@@ -118,32 +173,60 @@ class FakeEngine:
     @asynccontextmanager
     async def restore(self, request: RestoreRequest) -> AsyncIterator[HeldRestore]:
         """Make a frozen copy out of the images, hold."""
-        self._machine.act("engine.restore")
+        self._machine.act("engine.restore_lazily" if request.lazy else "engine.restore")
         try:
             pid = json.loads((request.images / "fake.img").read_text())["pid"]
-            memory = (request.images / "pages-1.img").read_bytes()
+            pages = read_pages(request.images, f"pagemap-{pid}.img", PAGE_BYTES)
+            memory = b"".join(content for _, content in pages)
         except FileNotFoundError as error:
             raise RestoreError(f"there is no image {error.filename}") from error
         tree = FakeTree(pid, memory, state=TreeState.FROZEN)
         self._machine.trees[pid] = tree
-        held = FakeHeldRestore(self._machine, tree)
+        held = FakeHeldRestore(self._machine, tree, request.migration_id if request.lazy else "")
         try:
             yield held
         finally:
             if not held.decided:
                 await held.discard()
 
+    async def loader(self, migration_id: str, images: Path) -> FakeLoader:
+        """Give one."""
+        self._machine.act("engine.loader")
+        return FakeLoader(self._machine)
 
-def send_memory(fd: int, tree: FakeTree) -> None:
-    """Do what CRIU's dump does: open the task's image, add one run of pages, close, wait for the status."""
+    async def loading(self, migration_id: str) -> Loading:
+        """What became of the loader."""
+        return self._machine.loading.get(migration_id, Loading(LoadingState.LOST))
+
+
+def send_memory(fd: int, tree: FakeTree, memory: bytes, since: bytes | None) -> int:
+    """Do what CRIU's dump does: open the task's image, add its pages, close, wait for the status; give the bytes sent.
+
+    Pages that are as they were in `since` are left to the round before.
+    """
     image = page_protocol.task_image(tree.pid)
-    pages = len(tree.memory) // PAGE_BYTES
+    sent = 0
     with socket.socket(fileno=os.dup(fd)) as channel:
         channel.sendall(page_protocol.encode(Header(Command.OPEN2, 0, 0, 0, image)))
-        if channel.recv(1) != page_protocol.OPENED_WITHOUT_PARENT:
+        if channel.recv(1) != (page_protocol.HAS_NO_PARENT if since is None else page_protocol.HAS_PARENT):
             raise ConnectionError(104, "the page receiver did not open the image")
-        channel.sendall(page_protocol.encode(Header(Command.ADD_F, PageFlag.PRESENT, pages, 0x10000, image)))
-        channel.sendall(tree.damaged or tree.memory)
+        for changed, numbers in itertools.groupby(
+            range(len(memory) // PAGE_BYTES), lambda at: _changed(memory, since, at)
+        ):
+            first, *others = numbers
+            pages = 1 + len(others)
+            flag = PageFlag.PRESENT if changed else PageFlag.PARENT
+            address = MEMORY_ADDRESS + first * PAGE_BYTES
+            channel.sendall(page_protocol.encode(Header(Command.ADD_F, flag, pages, address, image)))
+            if changed:
+                channel.sendall(memory[first * PAGE_BYTES : (first + pages) * PAGE_BYTES])
+                sent += pages * PAGE_BYTES
         channel.sendall(page_protocol.encode(Header(Command.FORCE_CLOSE, 0, 0, 0, 0)))
         if len(channel.recv(page_protocol.STATUS.size)) != page_protocol.STATUS.size:
             raise ConnectionError(104, "the page receiver gave no status")
+    return sent
+
+
+def _changed(memory: bytes, since: bytes | None, page: int) -> bool:
+    part = slice(page * PAGE_BYTES, (page + 1) * PAGE_BYTES)
+    return since is None or memory[part] != since[part]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from phaul.migration.facts import AddressFacts, ConnectionFacts
+from phaul.migration.journal import Data
+from phaul.migration.lazy import Loading, LoadingState
 
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -24,12 +26,17 @@ class Held(Protocol):
         """Its agent has died: the socket closes and CRIU rolls back."""
         ...
 
+    def orphan(self) -> None:
+        """Agent and CRIU have died together."""
+        ...
+
 
 class TreeState(StrEnum):
     """How one copy of a tree stands."""
 
     RUNNING = "running"
     FROZEN = "frozen"
+    UNFINISHED = "unfinished"  # restored, and left by a CRIU that was killed before it let it run
     DEAD = "dead"
 
 
@@ -41,6 +48,8 @@ class FakeTree:
     memory: bytes
     connections: tuple[ConnectionFacts, ...] = ()
     state: TreeState = TreeState.RUNNING
+    tracked: bytes | None = None  # the memory at the last pre-dump: only what differs from it is sent
+    while_sent: Callable[[FakeTree], None] = lambda _: None  # called as each pre-dump is under way: the workload writes
     damaged: bytes = b""  # what the wire makes of the memory; "" leaves it as it is
     born: int = field(default_factory=itertools.count(1).__next__)  # stands for the start time: no two copies share it
 
@@ -64,6 +73,10 @@ class FakeMachine:
     acts: list[str] = field(default_factory=list)
     fault: Fault = lambda _: None
     held: list[Held] = field(default_factory=list)
+    loading: dict[str, Loading] = field(default_factory=dict)  # of lazily restored copies, by migration
+    loads_at_once: bool = True
+    outcomes: dict[str, Sequence[Data]] = field(default_factory=dict)  # what is kept of each peer
+    speed_percent: int = 100  # what a throttle leaves the trees
     agent_alive: Callable[[], bool] = lambda: True
 
     def act(self, name: str) -> None:
@@ -73,10 +86,23 @@ class FakeMachine:
         self.acts.append(name)
         self.fault(name)
 
-    def kill_agent(self) -> None:
-        """What the death of an agent does at once: each CRIU sees its socket close and rolls back."""
+    def begin_loading(self, migration_id: str, total_bytes: int) -> None:
+        """A lazily restored copy runs: its loader, which no agent's death ends, puts the pages in place."""
+        self.loading[migration_id] = Loading(LoadingState.LOADING, total_bytes, total_bytes)
+        if self.loads_at_once:
+            self.finish_loading(migration_id)
+
+    def finish_loading(self, migration_id: str) -> None:
+        """All pages are in place."""
+        self.loading[migration_id] = Loading(LoadingState.DONE, 0, self.loading[migration_id].total_bytes)
+
+    def kill_agent(self, *, with_engine: bool = False) -> None:
+        """What the death of an agent does at once: each CRIU sees its socket close and rolls back, or dies with it."""
         for held in self.held:
-            held.abandon()
+            if with_engine:
+                held.orphan()
+            else:
+                held.abandon()
         self.held.clear()
 
     def state(self, pid: int) -> TreeState:

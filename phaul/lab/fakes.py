@@ -7,24 +7,30 @@ and tell the truth about them: which copies run, are frozen or dead, on which ho
 from __future__ import annotations
 
 import asyncio
+import shutil
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from phaul import __version__
 from phaul.errors import PreflightError
-from phaul.lab.fake_engine import FakeEngine
+from phaul.lab.fake_engine import MEMORY_ADDRESS, FakeEngine
 from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree, TreeState
-from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, TaskFacts, WorkloadFacts
-from phaul.migration.host import Host
-from phaul.migration.interfaces import (
-    Digests,
-    PageImage,
-    TreeHandle,
-    TreeIdentity,
+from phaul.migration.facts import (
+    AddressFacts,
+    ConnectionFacts,
+    FileFacts,
+    HostFacts,
+    Occupancy,
+    TaskFacts,
+    WorkloadFacts,
 )
+from phaul.migration.host import Host
+from phaul.migration.interfaces import TreeHandle, TreeIdentity
+from phaul.migration.journal import Data
+from phaul.migration.page_images import Ahead, Digests, PageImage
 from phaul.migration.recovery import Tree
-from phaul.system.task_memory import CHUNK_BYTES, digests
+from phaul.system.task_memory import RunningDigests
 
 
 class FakeClock:
@@ -67,9 +73,7 @@ class FakeRooms:
         self._machine.act("rooms.release")
         path = self._directory / migration_id
         if path.exists():
-            for file in path.iterdir():
-                file.unlink()
-            path.rmdir()
+            shutil.rmtree(path)
 
 
 class FakeTreeHandle:
@@ -119,6 +123,9 @@ class FakeKeeper:
     async def ready(self) -> None:
         """It is."""
 
+    async def watch(self, engine_pid: int) -> None:
+        """There is nothing to watch."""
+
     async def hold(self) -> FakeTreeHandle:
         """Take hold."""
         self._machine.act("workload.hold")
@@ -148,10 +155,10 @@ class FakeWorkload:
 
     async def observe(
         self, ids: Sequence[int], files: Sequence[FileFacts]
-    ) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
+    ) -> tuple[tuple[int, ...], tuple[FileFacts, ...], Occupancy]:
         """IDs of living trees are taken; every file is as it should be."""
         self._machine.act("workload.observe")
-        return tuple(pid for pid in ids if self._machine.state(pid) is not TreeState.DEAD), tuple(files)
+        return tuple(pid for pid in ids if self._machine.state(pid) is not TreeState.DEAD), tuple(files), Occupancy()
 
     async def keeper(self, facts: WorkloadFacts) -> FakeKeeper:
         """Give one."""
@@ -163,13 +170,23 @@ class FakeWorkload:
         images: Sequence[PageImage],
         theirs: Awaitable[Digests],
         fetch: Callable[[str, int], Awaitable[bytes]],
+        ahead: Ahead,
     ) -> tuple[str, ...]:
         """Compare with what the tree really holds."""
         there = await theirs
         self._machine.act("workload.differing")
-        content = memoryview(self._machine.trees[tree.pids[0]].memory)
-        here = digests(content[start : start + CHUNK_BYTES] for start in range(0, len(content), CHUNK_BYTES))
+        running = RunningDigests()
+        running.feed(MEMORY_ADDRESS, memoryview(self._machine.trees[tree.pids[0]].memory))
+        here = running.digests()
         return tuple(image.name for image in images if there.get(image.name, ()) != here)
+
+    async def hash_ahead(self, facts: WorkloadFacts) -> Ahead:
+        """Nothing."""
+        return {}
+
+    async def sample(self, facts: WorkloadFacts) -> tuple[bytes, ...]:
+        """All of it."""
+        return (self._machine.trees[facts.root_pid].memory,)
 
     async def identify(self, root_pid: int) -> TreeIdentity:
         """Name the copy."""
@@ -182,6 +199,8 @@ class FakeWorkload:
         tree = self._machine.trees.get(pid)
         if tree is None or tree.born != born or tree.state is TreeState.DEAD:
             return Tree.DEAD, False
+        if tree.state is TreeState.UNFINISHED:
+            return Tree.UNFINISHED, True
         return (Tree.HELD if tree.state is TreeState.FROZEN else Tree.ALIVE), False
 
     async def finish_kill(self, identity: TreeIdentity) -> None:
@@ -245,6 +264,44 @@ class FakeNetwork:
         self._machine.act("network.remove_engine_locks")
 
 
+class FakeThrottle:
+    """`Throttle` on a machine: all trees share their speed."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    async def look(self, root_pid: int) -> Data:
+        """Nothing slows it."""
+        self._machine.act("throttle.look")
+        return {"percent": self._machine.speed_percent}
+
+    async def slow_to(self, before: Data, percent: int) -> None:
+        """Slow it."""
+        self._machine.act("throttle.slow_to")
+        self._machine.speed_percent = percent
+
+    async def put_back(self, before: Data) -> tuple[str, ...]:
+        """As it was."""
+        self._machine.act("throttle.put_back")
+        self._machine.speed_percent = before["percent"]
+        return ()
+
+
+class FakeOutcomes:
+    """`OutcomeStore` on a machine."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    async def of(self, peer: str) -> Sequence[Data]:
+        """What was kept."""
+        return self._machine.outcomes.get(peer, ())
+
+    async def keep(self, peer: str, outcomes: Sequence[Data]) -> None:
+        """Keep it."""
+        self._machine.outcomes[peer] = outcomes
+
+
 def fake_host(machine: FakeMachine, directory: Path) -> Host:
     """Put a host together for `AgentServer`."""
     engine = FakeEngine(machine)
@@ -270,6 +327,8 @@ def fake_host(machine: FakeMachine, directory: Path) -> Host:
         engine=engine,
         network=FakeNetwork(machine),
         rooms=FakeRooms(machine, directory),
+        throttle=FakeThrottle(machine),
+        outcomes=FakeOutcomes(machine),
         clock=FakeClock(),
         describe=describe,
     )

@@ -6,24 +6,19 @@ a name is whole; a lock lets one builder work at a time. phaul's own source is n
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
-import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from phaul.errors import LabError
-from phaul.lab import commands, recipe, records, registries
+from phaul.lab import building, commands, recipe, records, registries
 
 CACHE_VARIABLE = "PHAUL_LAB_CACHE"
 DEFAULT_CACHE = Path("/var/cache/phaul/lab")
-BUILD_DEADLINE_SECONDS = 1800.0  # half a minute is usual; a slow mirror may take many times that
 _DRAFT_PREFIX = "draft-"
-
-Progress = Callable[[str], None]
 
 # Run in a mount namespace of its own: ROOT, then the paths to show in it, "--" and the command.
 _CHROOT_SCRIPT = """set -e
@@ -46,7 +41,7 @@ def find() -> Path | None:
     return directory if directory.is_dir() else None
 
 
-def ensure(progress: Progress = lambda line: None) -> Path:
+def ensure(progress: building.Progress = lambda line: None) -> Path:
     """
     Give the image of the current recipe, and make it when there is none.
 
@@ -67,24 +62,13 @@ def ensure(progress: Progress = lambda line: None) -> Path:
             f"The image cannot be kept in {cache}: {error.strerror}.",
             hint=f"Name another directory in the variable {CACHE_VARIABLE}.",
         ) from error
-    with _locked(cache, progress):
+    with building.locked(cache, progress):
         current = recipe.current()
         final = cache / current.key
         if not final.is_dir():
             _remove_old(cache, keep=current.key)
             _build(current, cache, final, progress)
     return final
-
-
-@contextmanager
-def _locked(cache: Path, progress: Progress) -> Iterator[None]:
-    with (cache / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("Waiting for another build of the image")
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _remove_old(cache: Path, keep: str) -> None:
@@ -95,7 +79,7 @@ def _remove_old(cache: Path, keep: str) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 
-def _build(current: recipe.Recipe, cache: Path, final: Path, progress: Progress) -> None:
+def _build(current: recipe.Recipe, cache: Path, final: Path, progress: building.Progress) -> None:
     started = time.monotonic()
     draft = cache / f"{_DRAFT_PREFIX}{os.getpid()}"
     draft.mkdir()
@@ -117,31 +101,24 @@ def _build(current: recipe.Recipe, cache: Path, final: Path, progress: Progress)
 def _install_debian(current: recipe.Recipe, draft: Path, root: Path, log: Path) -> None:
     preferences = draft / "preferences"
     preferences.write_text(current.preferences)
-    mirror = registries.debian_mirror()
-    signed = f"signed-by={registries.KEYRING} " if registries.KEYRING.is_file() else ""
-    options = [
-        'Acquire::Languages "none";',
-        'Acquire::Check-Valid-Until "false";',
-        'APT::Install-Recommends "false";',
-        *registries.apt_options(),
-    ]
     argv = [
         commands.find("mmdebstrap"),
         "--variant=minbase",
         "--mode=root",
         "--format=directory",
-        *(f"--aptopt={option}" for option in options),
+        *(f"--aptopt={option}" for option in building.debian_options()),
         "--dpkgopt=force-unsafe-io",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in current.unpacked_without),
         f'--setup-hook=mkdir -p "$1/etc/apt/preferences.d" && cp "{preferences}" "$1/etc/apt/preferences.d/criu"',
         f"--include={','.join(current.packages)}",
         current.suite,
         str(root),
-        f"deb [{signed}] {mirror} {current.suite} main",
+        building.debian_source(current.suite),
         # sid is not released on a schedule: its Release file may be past its date on a mirror that stands still.
-        f"deb [{signed}check-valid-until=no] {mirror} {recipe.CRIU_SUITE} main",
+        building.debian_source(recipe.CRIU_SUITE, options="check-valid-until=no"),
     ]
-    _run_logged(argv, log, os.environ | {"DEBIAN_FRONTEND": "noninteractive"}, "The hosts' Debian could not be made")
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    building.run_logged(argv, log, environment, "The hosts' Debian could not be made")
 
 
 def _install_python_packages(current: recipe.Recipe, draft: Path, root: Path, log: Path) -> None:
@@ -159,7 +136,7 @@ def _install_python_packages(current: recipe.Recipe, draft: Path, root: Path, lo
                 # Modules are compiled where the hosts keep them, when one needs them.
                 [f"{recipe.VENV}/bin/pip", "install", "--no-compile", "--no-cache-dir", *current.requirements],
             ):
-                _run_logged(_in_chroot(root, paths, argv), log, environment, failed)
+                building.run_logged(_in_chroot(root, paths, argv), log, environment, failed)
     finally:
         (root / "etc/pip.conf").unlink(missing_ok=True)
 
@@ -181,8 +158,8 @@ def _finish(current: recipe.Recipe, draft: Path, root: Path) -> None:
 
 
 def _in_chroot(root: Path, paths: list[Path], argv: list[str]) -> list[str]:
-    unshare = [commands.find("unshare"), "--mount", "--propagation", "private", "--"]
-    return [*unshare, "/bin/sh", "-c", _CHROOT_SCRIPT, "sh", str(root), *map(str, paths), "--", *argv]
+    script = ["/bin/sh", "-c", _CHROOT_SCRIPT, "sh", str(root), *map(str, paths), "--", *argv]
+    return building.in_new_mounts(script)
 
 
 @contextmanager
@@ -209,12 +186,3 @@ def _mount_points(root: Path, paths: list[Path]) -> Iterator[None]:
                 path.rmdir()
             else:
                 path.unlink()
-
-
-def _run_logged(argv: list[str], log: Path, environment: dict[str, str], failed: str) -> None:
-    try:
-        status = commands.run_logged(argv, log, env=environment, timeout_seconds=BUILD_DEADLINE_SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise LabError(f"{failed} within {BUILD_DEADLINE_SECONDS:g} s.", detail=commands.tail(log)) from error
-    if status != 0:
-        raise LabError(f"{failed}.", hint=f"The whole log is {log}.", detail=commands.tail(log))

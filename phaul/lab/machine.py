@@ -6,15 +6,18 @@ Called by `phaul.lab.cluster` before anything is made, and by the tests to say w
 from __future__ import annotations
 
 import os
+import platform
 from pathlib import Path
 
 from phaul.errors import LabError, UsageError
 
+VIRTUAL_MEMORY_MIB = 5 << 10  # twice `qemu.MEMORY_MIB`, and QEMU's own
+
 _NAMESPACES = ("mnt", "pid", "net", "uts", "ipc", "cgroup")
 
 
-def missing() -> str:
-    """Why there can be no lab on this machine, as one sentence; "" when there can."""
+def missing(*, virtual: bool = False) -> str:
+    """Why there can be no lab on this machine, as one sentence; "" when there can. `virtual`: of virtual machines."""
     if os.geteuid() != 0:
         return "The lab makes namespaces and mounts, for which one has to be root."
     absent = [name for name in _NAMESPACES if not Path(f"/proc/self/ns/{name}").exists()]
@@ -22,13 +25,25 @@ def missing() -> str:
         return f"This kernel has no {absent[0]} namespaces."
     if not Path("/proc/sys/kernel/ns_last_pid").exists():
         return "This kernel was built without CONFIG_CHECKPOINT_RESTORE, which CRIU needs."
+    if virtual and platform.machine() != "x86_64":
+        return f"Virtual machines are emulated for x86-64 only; this is {platform.machine()}."
+    if virtual and not Path("/dev/net/tun").exists():
+        return "This machine has no /dev/net/tun, with which virtual machines are joined."
+    if virtual and (memory := memory_mib()) < VIRTUAL_MEMORY_MIB:
+        return f"Two virtual machines need {VIRTUAL_MEMORY_MIB} MiB of memory; {memory} are free."
     return ""
 
 
-def check() -> None:
+def memory_mib() -> int:
+    """How much memory is to be had without swapping."""
+    lines = Path("/proc/meminfo").read_text().splitlines()
+    return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable:"))
+
+
+def check(*, virtual: bool = False) -> None:
     """Raise when there can be no lab on this machine."""
     if os.geteuid() != 0:
         raise UsageError(missing(), hint="Run it again as root.")
-    reason = missing()
+    reason = missing(virtual=virtual)
     if reason:
         raise LabError(reason)

@@ -20,6 +20,11 @@ CLIENT = 20
 FIRST_FLOATING = 100  # from here on addresses are free for workloads to bring along
 INTERFACE = "eth0"
 
+# A second bridge, on which virtual machines are told what to do: no test cuts or measures it.
+MANAGEMENT = ipaddress.IPv4Network("10.78.0.0/24")
+# What the initial file system of a virtual machine puts before the number of each host.
+PREFIXES = {"network4": "10.77.0", "network6": "fd00:77", "management": "10.78.0"}
+
 # A lab host's first PID; the distance is far more than a test starts. The kernel's default limit is 32768.
 FIRST_PID = 10_000
 PID_DISTANCE = 5_000
@@ -83,6 +88,44 @@ def connect(switch_pid: int, hosts: Sequence[tuple[HostDescription, int]]) -> No
                 f"link set {INTERFACE} up",
             ],
         )
+
+
+def connect_machines(switch_pid: int, hosts: Sequence[HostDescription]) -> None:
+    """Make the links for virtual machines: one a host on the bridge (see `connect`), one on the management bridge."""
+    lines = [
+        "link add management type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
+        f"address add {MANAGEMENT[1]}/{MANAGEMENT.prefixlen} dev management",
+        "link set management up",
+    ]
+    for host in hosts:
+        for device, bridge in ((tap(host.name), "bridge"), (management_tap(host.name), "management")):
+            lines += [f"tuntap add dev {device} mode tap", f"link set dev {device} master {bridge} up"]
+    _batch(switch_pid, lines)
+
+
+def tap(host: str) -> str:
+    """The device at the bridge's end of a virtual machine's eth0; called like that of a namespace host."""
+    return host
+
+
+def management_tap(host: str) -> str:
+    """The device at the other end of a virtual machine's eth1."""
+    return f"{host}-m"
+
+
+def management_mac(mac: str) -> str:
+    """The MAC of a virtual machine's eth1."""
+    return mac.replace(":77:", ":78:")
+
+
+def management_address(host: HostDescription) -> str:
+    """The address of a virtual machine's eth1."""
+    return str(MANAGEMENT[number(host)])
+
+
+def number(host: HostDescription) -> int:
+    """The last part of each of a host's addresses."""
+    return int(host.ip4.rpartition(".")[2])
 
 
 def _batch(pid: int, lines: list[str]) -> None:

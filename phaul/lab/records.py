@@ -45,6 +45,7 @@ class LabDescription:
     name: str
     image: str  # directory of the image, kept as long as a lab uses it
     hosts: tuple[HostDescription, ...]  # the client is the last one
+    machines: str = ""  # directory of what virtual machines start from; "" where the hosts are namespaces
 
     def write(self, directory: Path) -> None:
         """Write it whole: who reads never sees half of it."""
@@ -58,7 +59,7 @@ class LabDescription:
         data = json.loads((directory / DESCRIPTION_FILE).read_text())
         try:
             hosts = tuple(HostDescription(**host) for host in data["hosts"])
-            return cls(name=data["name"], image=data["image"], hosts=hosts)
+            return cls(name=data["name"], image=data["image"], hosts=hosts, machines=data.get("machines", ""))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{directory / DESCRIPTION_FILE} is not the description of a lab") from error
 
@@ -130,6 +131,7 @@ def images_in_use() -> Iterator[Path]:
     """The images of the labs that are up, or were not taken down."""
     for directory in STATE_ROOT.glob("*/"):
         try:
-            yield Path(LabDescription.read(directory).image)
+            description = LabDescription.read(directory)
         except (OSError, ValueError):
             continue
+        yield from (Path(path) for path in (description.image, description.machines) if path)

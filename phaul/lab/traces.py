@@ -41,7 +41,7 @@ def _look(host: Host, pid: int | None, addresses: Sequence[str]) -> tuple[str, .
     held = {address["local"] for link in links for address in link["addr_info"]}
     found += [f"address {address}" for address in addresses if address in held]
     found += host.exec(["nft", "list", "tables"]).stdout.splitlines()
-    mounts = (host.root / "proc" / "1" / "mounts").read_text().splitlines()
+    mounts = host.path("/proc/1/mounts").read_text().splitlines()
     found += [f"mount {line.split()[1]}" for line in mounts if line.split()[1].startswith(IMAGES)]
     images = host.path(IMAGES)
     if images.is_dir():

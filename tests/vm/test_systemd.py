@@ -1,0 +1,108 @@
+"""The agent as a unit: whatever is done to the unit, a workload is alive exactly once, and stays so."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from phaul.lab.cluster import Lab
+from phaul.lab.vm_host import VirtualHost
+from tests.lab.witness import Witness, wait_until
+
+from .machines import AGENT, CHILDREN, PATIENCE_SECONDS, Workload, control_group, main_pid, migrate, wait_active
+
+
+def restart(host: VirtualHost) -> None:
+    host.systemctl("restart", AGENT)
+
+
+def kill(host: VirtualHost) -> None:
+    host.systemctl("kill", "--signal=KILL", AGENT)
+
+
+# Where the agent of which host is held, what is done to its unit then, and on which host the workload goes on.
+CASES = [
+    ("source", "freeze", kill, "a"),
+    ("source", "transfer", restart, "a"),
+    ("destination", "restore", kill, "a"),
+    ("source", "resume", restart, "b"),
+    ("destination", "resume", kill, "b"),
+]
+
+
+@pytest.mark.parametrize(
+    ("role", "phase", "act", "goes_on"), CASES, ids=[f"{role}-{phase}-{act.__name__}" for role, phase, act, _ in CASES]
+)
+def test_a_unit_that_is_ended_in_the_middle(
+    machines: Lab, witness: Witness, role: str, phase: str, act: Callable[[VirtualHost], None], goes_on: str
+) -> None:
+    a, b = machines.machines
+    held = a if role == "source" else b
+    held.configure_agent({"PHAUL_FAULT": f"{role}.{phase}:stop"})
+    restart(held)
+    with Workload(machines, witness, a, "ticker", "20") as workload:
+        with migrate(a, workload.pid, b) as move:
+            agent = main_pid(held)
+            wait_until(lambda: _is_stopped(held, agent), f"{role} does not come to {phase}", PATIENCE_SECONDS)
+            held.configure_agent()
+            act(held)
+            wait_until(lambda: main_pid(held) not in (0, agent), "no agent in its place", PATIENCE_SECONDS)
+            wait_active(held)
+            wait_until(lambda: workload.running_on() == [goes_on], "not alive exactly once", PATIENCE_SECONDS)
+            workload.wait_ticks()
+            # Whoever waits is told in the end, or told that the agent has gone.
+            wait_until(lambda: move.over, "the command waits for ever", PATIENCE_SECONDS)
+        workload.check(*([a] if goes_on == "a" else [a, b]))
+
+
+def test_what_was_restored_outlives_every_agent(machines: Lab, witness: Witness) -> None:
+    a, b = machines.machines
+    with Workload(machines, witness, a, "ticker", "20") as workload:
+        group = control_group(a, workload.pid)
+        with migrate(a, workload.pid, b) as move:
+            assert move.wait().status == 0, move.told()
+        assert control_group(b, workload.pid) == group
+        assert AGENT not in group
+        assert control_group(b, main_pid(b)) == f"/system.slice/{AGENT}"
+        b.systemctl("stop", AGENT)
+        workload.wait_ticks()
+        b.systemctl("start", AGENT)
+        workload.wait_ticks()
+        kill(b)
+        workload.wait_ticks()
+        wait_active(b)
+        machines.install()  # the package is replaced under the running agent
+        restart(b)
+        workload.wait_ticks()
+        b.systemctl("stop", "phaul-workloads.service")
+        workload.wait_ticks()
+        b.systemctl("start", "phaul-workloads.service")
+        workload.check(a, b)
+        assert control_group(b, workload.pid) == group
+
+
+def _is_stopped(host: VirtualHost, pid: int) -> bool:
+    stat = host.stat(pid)
+    return stat is not None and stat.state == "T"
+
+
+def test_what_works_for_the_agent_is_not_in_its_unit(machines: Lab, witness: Witness) -> None:
+    a, b = machines.machines
+    a.configure_agent({"PHAUL_FAULT": "source.restore:stop"})
+    restart(a)
+    with Workload(machines, witness, a, "ticker", "20") as workload, migrate(a, workload.pid, b) as move:
+        agent = main_pid(a)
+        wait_until(lambda: _is_stopped(a, agent), "the source does not come to RESTORE", PATIENCE_SECONDS)
+        children = a.path(f"/proc/{agent}/task/{agent}/children").read_text().split()
+        names = {int(pid): a.path(f"/proc/{pid}/comm").read_text().strip() for pid in children}
+        assert "criu" in names.values()
+        assert {control_group(a, pid) for pid in names} == {f"{CHILDREN}{pid}" for pid in names}
+        a.configure_agent()
+        a.kill(agent, signal.SIGCONT)
+        assert move.wait().status == 0, move.told()
+        workload.check(a, b)
+    groups = a.path(f"/sys/fs/cgroup{CHILDREN}")
+    restart(a)
+    assert [entry.name for entry in groups.iterdir() if entry.name.isdigit()] == []
