@@ -1,7 +1,8 @@
 """`python -m tests.bench` (`make bench`): the same workload moved by phaul and by bare CRIU by hand, in alternation.
 
-A pair is one move by each, there and back; who begins changes from pair to pair, so that neither always has the same
-direction. The first pair warms up the machine and does not count. Needs root, and the lab.
+Both send the memory in the clear. A pair is one move by each, there and back; who begins changes from pair to pair, so
+that neither always has the same direction. The first pair warms up the machine and does not count. Needs root, and the
+lab.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from phaul.errors import PhaulError
 from phaul.lab.cluster import Lab
-from tests.bench import by_hand, by_phaul, tables
+from tests.bench import by_hand, by_phaul, compression, tables
 from tests.bench.figures import Comparison, Pair, compare
 from tests.bench.moves import METHODS, Move
 from tests.bench.scene import BenchError, Scene, warm_memory
@@ -37,7 +38,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--runs", type=int, default=DEFAULT_RUNS, help=f"pairs that count ({DEFAULT_RUNS})")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--profile", action="store_true", help="also print the steps of both and CRIU's statistics")
+    parser.add_argument("--sealed", action="store_true", help="phaul encrypts; by hand memory goes in the clear anyway")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a target is not reached")
+    parser.add_argument("--compression", action="store_true", help="instead: --compress auto against none")
     arguments = parser.parse_args()
     try:
         arguments.sizes = [int(size) for size in arguments.sizes.split(",")]
@@ -69,12 +72,16 @@ def measure(scene: Scene, mib: int, runs: int, say: Callable[[str], None]) -> li
 def main() -> int:
     """Run the benchmark; give the exit status."""
     arguments = parse_arguments()
+    if arguments.compression:
+        return compression.run(strict=arguments.strict)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDTH)
     progress = Console(highlight=False, stderr=True, soft_wrap=True)
     comparisons: list[Comparison] = []
     measured: dict[int, list[Pair]] = {}
     try:
-        with Lab.up(f"bench-{os.getpid()}", progress=progress.print) as lab, Scene(lab) as scene:
+        with Lab.up(f"bench-{os.getpid()}", agents=False, progress=progress.print) as lab, Scene(lab) as scene:
+            for host in lab.hosts.values():
+                host.start_agent([] if arguments.sealed else ["--insecure"])
             found = tables.machine(lab)
             for mib in arguments.sizes:
                 measured[mib] = measure(scene, mib, arguments.runs, progress.print)

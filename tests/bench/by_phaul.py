@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from tests.bench.criu_statistics import read_all
 from tests.bench.moves import Move, Step
-from tests.bench.scene import PREFIX, BenchError, Scene
+from tests.bench.scene import POLL_SECONDS, PREFIX, BenchError, Scene
 
 STATE = "/var/lib/phaul/migrations"
+LOADED_SECONDS = 60.0
 
 
-def move(scene: Scene, pid: int, source: str, destination: str) -> Move:
+def move(scene: Scene, pid: int, source: str, destination: str, options: Sequence[str] = ()) -> Move:
     """Move the workload. The time that the command needs to start is not counted: the agent does the work."""
     scene.mark()
     sent_before = [scene.sent_bytes(name) for name in (source, destination)]
-    argv = ["phaul", "migrate", str(pid), "--to", destination, "--address", PREFIX, "--json"]
+    argv = ["phaul", "migrate", str(pid), "--to", destination, "--address", PREFIX, "--json", *options]
     output = scene.helpers[source].run(argv, "`phaul migrate`")["output"]
     sent_after = [scene.sent_bytes(name) for name in (source, destination)]
     silence = scene.silence()
@@ -28,6 +32,7 @@ def move(scene: Scene, pid: int, source: str, destination: str) -> Move:
     freeze_us = _unix_us(events, "freeze")
     migration_id = events[-1]["migration_id"]
     logs = [scene.lab.host(name).path(f"{STATE}/{migration_id}") for name in (source, destination)]
+    _wait_loaded(logs[-1] / "loading")
     return Move(
         method="phaul",
         source=source,
@@ -39,6 +44,15 @@ def move(scene: Scene, pid: int, source: str, destination: str) -> Move:
         steps=_steps(report, freeze_us - start_us),
         statistics=read_all(logs),
     )
+
+
+def _wait_loaded(word: Path) -> None:
+    """The next move, by whichever method, finds a workload that is whole. Where it was not restored lazily it is."""
+    deadline = time.monotonic() + LOADED_SECONDS
+    while word.exists() and word.read_text().split()[0] not in ("waiting", "done"):
+        if time.monotonic() > deadline:
+            raise BenchError(f"The workload's pages are not loaded after {LOADED_SECONDS:g} s.")
+        time.sleep(POLL_SECONDS)
 
 
 def _unix_us(events: list[dict[str, Any]], phase: str) -> int:

@@ -129,7 +129,7 @@ class Scene:
                 stack.callback(conversation.close)
 
     @contextmanager
-    def workload(self, mib: int, place: str = "a") -> Iterator[int]:
+    def workload(self, mib: int, place: str = "a", content: str = "random") -> Iterator[int]:
         """Run a workload on a host, with the floating address; give its PID, which it keeps wherever it goes."""
         host = self.lab.host(place)
         program = "workload.py"
@@ -137,6 +137,7 @@ class Scene:
             member.path(f"/root/{program}").write_text((PROGRAMS / program).read_text())
         host.exec(["ip", "address", "add", PREFIX, "dev", network.INTERFACE])
         argv = ["python3", f"/root/{program}", str(mib), ADDRESS, self.lab.client.ip4, str(UDP_PORT), str(TCP_PORT)]
+        argv.append(content)
         pid = host.spawn(argv, log="/dev/null")
         try:
             self.connections += 1

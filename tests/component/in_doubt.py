@@ -19,7 +19,7 @@ from phaul.config import AgentConfig
 from phaul.errors import UnreachableError
 from phaul.lab.fake_machine import FakeMachine, TreeState
 from phaul.lab.fakes import fake_host
-from phaul.migration import coordinator, settlement
+from phaul.migration import resuming, settlement
 from phaul.migration.peer import PageChannel, Reservation
 from phaul.rpc.v1 import agent_pb2 as pb
 from phaul.rpc.v1 import facts_pb2
@@ -190,8 +190,8 @@ class Two:
 
 @pytest.fixture
 async def two(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Two]:
-    for module in (settlement, coordinator):
-        monkeypatch.setattr(module, "RESUME_BACKOFF_SECONDS", (0.05,))
+    for module in (settlement, resuming):
+        monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.05,))
     hosts = Two(tmp_path)
     async with AsyncExitStack() as stack:
         for agent in (hosts.source, hosts.destination):

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 
 from phaul.errors import PhaulError, PreflightError, RestoreError
+from phaul.lab.fake_engine import FakeHeldRestore
 from phaul.lab.fake_machine import FakeTree, TreeState
 from phaul.migration.facts import HostFacts
 from phaul.migration.interfaces import HeldRestore, RestoreRequest
@@ -122,7 +123,7 @@ async def test_a_defect_before_commit_rolls_back_too(pair: Pair) -> None:
 
     pair.source.machine.fault = fault
     events = await pair.migrate(ADDRESS)
-    assert outcome(events).error.code == "DefectError"
+    assert outcome(events).error.code == "DefectError", outcome(events).error
     assert pair.running_copies() == 1
     assert pair.source.machine.state(PID) is TreeState.RUNNING
 
@@ -296,3 +297,19 @@ async def test_what_does_not_fit_beside_others_is_refused(pair: Pair) -> None:
     assert pair.source.machine.state(5001) is TreeState.RUNNING
     await pair.source.client.cancel(first)
     assert outcome([event async for event in pair.source.client.watch(first)]).error.code == "CancelledByUserError"
+
+
+async def test_a_copy_that_runs_is_not_killed_because_its_criu_was(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CRIU let the copy go and was killed before it said so: what the copy has done since is in no image."""
+    let_go = FakeHeldRestore.run
+
+    async def run(held: FakeHeldRestore) -> None:
+        await let_go(held)
+        raise RestoreError("CRIU ended without an answer")
+
+    monkeypatch.setattr(FakeHeldRestore, "run", run)
+    events = await pair.migrate(ADDRESS)
+    assert outcome(events).outcome == agent_pb2.OUTCOME_COMPLETED, outcome(events).error
+    assert pair.destination.machine.acts.count("engine.restore") == 1
+    assert pair.destination.machine.state(PID) is TreeState.RUNNING
+    assert pair.destination.machine.fences == {}

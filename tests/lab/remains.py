@@ -19,7 +19,7 @@ nft list tables; echo --; iptables-save; ip6tables-save; echo --; ip -o addr sho
 ip -o rule; ip -o route; ip -6 -o route
 """
 TIDY_SECONDS = 10.0  # the destination announces its addresses again after 0.2 and 1 s
-HISTORY = {"summary.json", "journal", "dump.log", "restore.log", "stats-dump", "stats-restore"}
+HISTORY = {"summary.json", "journal", "dump.log", "restore.log", "loading", "stats-dump", "stats-restore"}
 STATE = "/var/lib/phaul"
 
 

@@ -243,13 +243,13 @@ def test_down_leaves_nothing() -> None:
 
 KILLED_AT = {
     "nothing but the directory": "records.LabDescription.write",
-    "no host yet": "host.Host.launch",
+    "no host yet": "namespace_host.NamespaceHost.launch",
     "hosts without links": "network.connect",
-    "agents that are starting": "host.Host.wait_agent",
+    "agents that are starting": "namespace_host.NamespaceHost.wait_agent",
 }
 KILLED_UP = """
 import os, signal, sys
-from phaul.lab import cluster, host, network, records
+from phaul.lab import cluster, namespace_host, network, records
 owner, _, attribute = sys.argv[2].rpartition(".")
 setattr(eval(owner), attribute, lambda *arguments, **options: os.kill(os.getpid(), signal.SIGKILL))
 cluster.Lab.up(sys.argv[1])
@@ -268,7 +268,7 @@ def test_down_of_a_lab_whose_up_was_killed(place: str) -> None:
     time.sleep(0.2)
     directory = records.STATE_ROOT / name
     holders = [record for file in directory.glob("*.process") if (record := ProcessRecord.read(file))]
-    assert bool(holders) == (place in ("network.connect", "host.Host.wait_agent"))
+    assert bool(holders) == (place in ("network.connect", "namespace_host.NamespaceHost.wait_agent"))
     namespaces = frozenset(
         link for holder in holders for kind, link in procfs.read_namespaces(holder.pid).items() if kind != "user"
     )

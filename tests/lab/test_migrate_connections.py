@@ -133,6 +133,10 @@ def test_connections_that_nobody_has_accepted(stage: Stage) -> None:
     stage.a.path(ACCEPT_FILE).unlink()
 
 
+@pytest.mark.xfail(
+    strict=False,
+    reason="a dropped client that has nothing to send any more is not told: the fence holds its RST back (README)",
+)
 def test_connections_that_nobody_has_accepted_can_be_dropped(stage: Stage) -> None:
     address = stage.add_address(stage.ip4)
     pid = stage.start("server", "--listen", address, str(PORT), "--accept-when", ACCEPT_FILE)

@@ -183,12 +183,7 @@ class Soak:
                 case Fault.FULL:
                     wait_until(room.is_dir, "there is no room", PATIENCE_SECONDS)
                     told += " of the room's life"
-            if fault is Fault.SOURCE_CRIU:
-                # In the last milliseconds of a dump the sockets are in repair mode already and the keeper does not hold
-                # the tasks yet: a CRIU that is killed there costs the connections (the workload goes on).
-                told = "as it is seen"
-            else:
-                time.sleep(delay_seconds)
+            time.sleep(delay_seconds)
             injection.do(fault)
         except (AssertionError, OSError, PhaulError):  # what was to be broken is not there, or not any more
             self.outcome.too_late += 1

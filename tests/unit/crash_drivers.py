@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from phaul.errors import PhaulError, RestoreError, TransferError, UnreachableError
-from phaul.lab.fake_engine import FakeHeldDump, FakeHeldRestore
+from phaul.lab.fake_engine import FakeHeldDump, FakeHeldRestore, FakeLoader
 from phaul.lab.fake_machine import AgentKilledError, FakeTree, TreeState
 from phaul.migration.facts import (
     AddressFacts,
@@ -23,11 +23,13 @@ from phaul.migration.facts import (
     FileFacts,
     HostFacts,
 )
-from phaul.migration.interfaces import Digests, DumpRequest, HeldDump, HeldRestore, PageImage, RestoreRequest
+from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PreDumped, PreDumpRequest, RestoreRequest
 from phaul.migration.journal import Data, Mark, Record, last_of
+from phaul.migration.lazy import Loading, LoadingState
+from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word, source_word
-from phaul.transfer.page_receiver import Received
+from phaul.transfer.page_store import Received
 
 if TYPE_CHECKING:
     from tests.unit.crash_world import SimHost, World
@@ -48,6 +50,7 @@ class Fault(StrEnum):
     KILL_SOURCE = "kill_source"
     KILL_DESTINATION = "kill_destination"
     KILL_BOTH = "kill_both"
+    KILL_DESTINATION_AND_CRIU = "kill_destination_and_criu"
     LOSE_REQUEST = "lose_request"  # of the message of this step, if it is one
     LOSE_REPLY = "lose_reply"
     DUPLICATE = "duplicate"
@@ -136,6 +139,9 @@ class SimRooms:
 
     async def release(self, migration_id: str) -> None:
         self._host.machine.act("rooms.release")
+        loading = self._host.machine.loading.get(migration_id)
+        if loading is not None and loading.state is LoadingState.LOADING:
+            raise ViolationError("the images were released while a copy that runs was loaded from them")
         self._host.rooms.pop(migration_id, None)
 
 
@@ -165,6 +171,9 @@ class SimReception:
     def forget(self) -> None:
         """There is nothing to keep."""
 
+    async def stopped(self) -> None:
+        self.cancel()
+
     def cancel(self) -> None:
         if not self.received.done():
             self.received.set_exception(PhaulError("aborted"))
@@ -181,6 +190,15 @@ class SimChannel:
     def fileno(self) -> int:
         return -1
 
+    async def begin_dump(self, **how: object) -> bool:
+        return False
+
+    def pace(self, bytes_per_second: int | None) -> None:
+        """Nothing takes time here."""
+
+    def sent_bytes(self) -> int:
+        return 0
+
     def delivered_bytes(self) -> int:
         return 0
 
@@ -193,15 +211,22 @@ class SimEngine:
 
     def __init__(self, host: SimHost) -> None:
         self._host = host
+        host.machine.loads_at_once = False
 
     async def describe(self) -> HostFacts:
         return HostFacts()
 
+    async def pre_dump(self, request: PreDumpRequest) -> PreDumped:
+        machine = self._host.machine
+        machine.act("engine.pre_dump")
+        self._host.world.deliver_pages(request.migration_id)
+        return PreDumped(1 << 20, 1000)
+
     @asynccontextmanager
     async def dump(
-        self, request: DumpRequest, about_to_freeze: Callable[[], Awaitable[None]]
+        self, request: DumpRequest, about_to_freeze: Callable[[int], Awaitable[None]]
     ) -> AsyncIterator[HeldDump]:
-        await about_to_freeze()
+        await about_to_freeze(0)
         machine = self._host.machine
         tree = machine.trees[request.root_pid]
         tree.state = TreeState.FROZEN
@@ -225,12 +250,25 @@ class SimEngine:
             raise RestoreError("the PID is taken")
         tree = FakeTree(request.root_pid, b"", state=TreeState.FROZEN)
         machine.trees[request.root_pid] = tree
-        held = FakeHeldRestore(machine, tree)
+        held = FakeHeldRestore(machine, tree, request.migration_id if request.lazy else "")
         try:
             yield held
         finally:
             if not held.decided:
                 await held.discard()
+
+    async def loader(self, migration_id: str, images: Path) -> FakeLoader:
+        self._host.machine.act("engine.loader")
+        return FakeLoader(self._host.machine)
+
+    async def loading(self, migration_id: str) -> Loading:
+        """After three looks at a copy that runs all its pages are in place."""
+        machine = self._host.machine
+        loading = machine.loading.get(migration_id, Loading(LoadingState.LOST))
+        if loading.state is LoadingState.LOADING:
+            left = (loading.left_bytes or 3) - 1
+            machine.loading[migration_id] = Loading(LoadingState.LOADING if left else LoadingState.DONE, left, 2)
+        return loading
 
 
 class SimPeer:
@@ -251,7 +289,7 @@ class SimPeer:
 
     async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
         async def act() -> DestinationFacts:
-            taken, seen = await self._there.host.workload.observe(ids, files)
+            taken, seen, _ = await self._there.host.workload.observe(ids, files)
             return DestinationFacts(await self._there.host.describe(), seen, taken, ("127.0.0.1",))
 
         return await self._send("observe", act)
@@ -261,6 +299,12 @@ class SimPeer:
         reception = self._there.receptions.get(reservation.migration_id)
         if reception is None or not self._there.process.alive:
             raise UnreachableError("the page channel could not be opened")
+        self._world.channel = SimChannel(reception, self._there.process)
+        return self._world.channel
+
+    async def reopen(self, migration_id: str) -> PageChannel:
+        await self._send("reopen", lambda: self._there.arrivals.reopen(migration_id))
+        reception = self._there.receptions[migration_id]
         self._world.channel = SimChannel(reception, self._there.process)
         return self._world.channel
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn, TypeVar, cast
 from phaul import __version__
 from phaul.errors import DumpError, PhaulError
 from phaul.lab.fake_machine import AgentKilledError, FakeMachine, FakeTree, TreeState
-from phaul.lab.fakes import FakeNetwork, FakeWorkload
+from phaul.lab.fakes import FakeNetwork, FakeOutcomes, FakeThrottle, FakeWorkload
 from phaul.migration.arrivals import Arrivals
 from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import Event, Outcome
@@ -31,7 +31,7 @@ from phaul.migration.host import Host
 from phaul.migration.journal import Mark, ended, last_of
 from phaul.migration.peer import Reservation
 from phaul.migration.settlement import settle_destination, settle_source
-from phaul.transfer.page_receiver import Received, ReceivedImage
+from phaul.transfer.page_store import Received, ReceivedImage
 from tests.unit.crash_drivers import (
     ADDRESS,
     MIGRATION,
@@ -57,7 +57,7 @@ from tests.unit.crash_drivers import (
 T = TypeVar("T")
 
 
-async def no_digests(_: Path) -> tuple[bytes, ...]:
+async def no_digests(_: object) -> tuple[bytes, ...]:
     """The memory of a tree in this world is always b""."""
     return ()
 
@@ -111,7 +111,16 @@ class SimHost:
                 devices=("eth0",),
             )  # fmt: skip
 
-        self.host = Host(FakeWorkload(machine), engine, network, SimRooms(self), SimClock(world), describe)
+        self.host = Host(
+            FakeWorkload(machine),
+            engine,
+            network,
+            SimRooms(self),
+            FakeThrottle(machine),
+            FakeOutcomes(machine),
+            SimClock(world),
+            describe,
+        )
         self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digests)
         for migration_id, journal in self.journals.by_id.items():
             if journal.records and not ended(journal.records):
@@ -168,12 +177,12 @@ class SimHost:
         finally:
             current_process.reset(before)
 
-    def kill(self) -> None:
-        """SIGKILL the agent: nothing of it runs any more, each CRIU rolls back."""
+    def kill(self, *, with_engine: bool = False) -> None:
+        """SIGKILL the agent: nothing of it runs any more, each CRIU rolls back, unless it is killed as well."""
         self.process.alive = False
         for task in self.process.tasks:
             task.cancel()
-        self.machine.kill_agent()
+        self.machine.kill_agent(with_engine=with_engine)
         for reception in self.receptions.values():
             reception.cancel()
 
@@ -214,7 +223,7 @@ class World:
         if channel is None or room is None or not channel.process.alive or channel.reception.received.done():
             raise DumpError("the page channel broke")
         room.pages = True
-        channel.reception.received.set_result(Received(0, (ReceivedImage("pagemap-77.img", "pages-1.img", ()),)))
+        channel.reception.received.set_result(Received(0, (ReceivedImage("pagemap-77.img", (), ()),)))
 
     def step(self, host: SimHost, name: str) -> Fault | None:
         """Something is about to happen on a host. Kills, cancels, checks; gives the fault, for the caller to obey."""
@@ -235,6 +244,8 @@ class World:
             self._kill(self.source)
         if fault in (Fault.KILL_DESTINATION, Fault.KILL_BOTH):
             self._kill(self.destination)
+        if fault is Fault.KILL_DESTINATION_AND_CRIU:
+            self._kill(self.destination, with_engine=True)
         while self._restarts and self._restarts[0][0] <= self.count:
             heapq.heappop(self._restarts)[2].start()
         self.check()
@@ -242,9 +253,9 @@ class World:
             raise AgentKilledError(name)
         return fault
 
-    def _kill(self, host: SimHost) -> None:
+    def _kill(self, host: SimHost, *, with_engine: bool = False) -> None:
         if host.process.alive:
-            host.kill()
+            host.kill(with_engine=with_engine)
             heapq.heappush(self._restarts, (self.count + next(self._delays, 0), next(self._order), host))
 
     def check(self) -> None:
@@ -252,7 +263,7 @@ class World:
         states = [host.machine.state(PID) for host in (self.source, self.destination)]
         if states.count(TreeState.RUNNING) > 1:
             self._violated("two copies run")
-        alive = [state for state in states if state is not TreeState.DEAD]
+        alive = [state for state in states if state not in (TreeState.DEAD, TreeState.UNFINISHED)]
         room = self.destination.rooms.get(MIGRATION)
         if not alive and not (room and room.complete):
             self._violated("no copy is left, and no images for one")

@@ -67,6 +67,9 @@ class FakeAgent(AgentServicer):
         await self._note(request, context)
         return self._script.check
 
+    async def MeasureDirtyRate(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise AssertionError("no test asks a fake agent for it")
+
     async def StartMigration(self, request: facts.MigrationRequest, context: Any) -> pb.StartMigrationReply:  # noqa: N802
         await self._note(request, context)
         return pb.StartMigrationReply(migration_id=MIGRATION_ID)

@@ -73,6 +73,7 @@ def dumps(draw: st.DrawFn, most_pages: int = 20) -> Dump:
     """Any dump: several images whose runs alternate, with and without pages."""
     actions: list[int | Run] = []
     opened: list[int] = []
+    passed: dict[int, int] = {}  # CRIU goes through each image by ascending address
     for image in draw(st.lists(IMAGES, min_size=1, max_size=3, unique=True)):
         opened.append(image)
         actions.append(image)
@@ -81,6 +82,8 @@ def dumps(draw: st.DrawFn, most_pages: int = 20) -> Dump:
             content = b""
             if flags & PageFlag.PRESENT:
                 content = random.Random(draw(st.integers(0, 2**16))).randbytes(pages * PAGE_BYTES)
-            address = draw(st.integers(0, 2**35)) * PAGE_BYTES
-            actions.append(Run(draw(st.sampled_from(opened)), address, pages, int(flags), content))
+            target = draw(st.sampled_from(opened))
+            address = passed.get(target, 0) + draw(st.sampled_from([0, 1, 2**20])) * PAGE_BYTES
+            passed[target] = address + pages * PAGE_BYTES
+            actions.append(Run(target, address, pages, int(flags), content))
     return Dump(tuple(actions), draw(st.sampled_from([Command.CLOSE, Command.FORCE_CLOSE])))

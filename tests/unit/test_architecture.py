@@ -11,7 +11,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-STARTS_CHILDREN = {"phaul/system/process.py", "phaul/criu/session.py"}  # and phaul/lab
+# And phaul/lab. The loader is a program of its own, and forks its twin.
+STARTS_CHILDREN = {"phaul/system/process.py", "phaul/criu/session.py", "phaul/criu/loader.py"}
 CHILD_STARTERS = {
     "asyncio.create_subprocess_exec",
     "asyncio.create_subprocess_shell",

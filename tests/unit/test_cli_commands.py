@@ -147,11 +147,12 @@ def test_a_failed_migration(socket: Path) -> None:
 
 
 @pytest.mark.parametrize(("problems", "status"), [([REFUSAL, WARNING], 10), ([WARNING], 0), ([], 0)])
-def test_dry_run(socket: Path, problems: list[facts.Problem], status: int) -> None:
+@pytest.mark.parametrize("words", [("check", "4711", "--to", "b"), ("migrate", "4711", "--to", "b", "--dry-run")])
+def test_check(socket: Path, words: tuple[str, ...], problems: list[facts.Problem], status: int) -> None:
     check = facts.CheckReport(workload=facts.WorkloadFacts(root_pid=4711), problems=problems)
     with serving(socket, Script(check=check)) as script:
-        done = phaul("migrate", "4711", "--to", "b", "--dry-run", "--socket", str(socket))
-        as_json = phaul("migrate", "4711", "--to", "b", "--dry-run", "--json", "--socket", str(socket))
+        done = phaul(*words, "--socket", str(socket))
+        as_json = phaul(*words, "--json", "--socket", str(socket))
     assert done.returncode == as_json.returncode == status
     assert "Nothing was touched." in done.stdout
     (report,) = objects(as_json)
@@ -159,6 +160,7 @@ def test_dry_run(socket: Path, problems: list[facts.Problem], status: int) -> No
     assert [each["severity"] for each in report["problems"]] == [
         ["refuses", "warns"][each.severity - 1] for each in problems
     ]
+    assert all(each["group"] for each in report["problems"])
     assert len(script.requests) == 2, "a dry run asks for nothing but the check"
 
 

@@ -237,11 +237,16 @@ def test_check_report() -> None:
             ],
         ),
         problems=[
-            facts.Problem(code="w", message="it may be slow", severity=facts.SEVERITY_WARNS),
+            facts.Problem(code="file_content", message="it may be slow", severity=facts.SEVERITY_WARNS),
             facts.Problem(
-                code="c", message="there is no CRIU on b", hint="Install it.", severity=facts.SEVERITY_REFUSES
+                code="criu_missing",
+                message="there is no CRIU on b",
+                hint="Install it.",
+                severity=facts.SEVERITY_REFUSES,
             ),
         ],
+        fine=["numbers: all 3 are free on b"],
+        expected_downtime_us=45_000,
     )
     lines = render(check_report(report, UNICODE))
     assert lines[:3] == [
@@ -249,11 +254,18 @@ def test_check_report() -> None:
         "1 process · 271 MiB of memory · 1 connection · 0 files",
         "  tcp [fd00::5]:6379 with [fd00::9]:41234, established",
     ]
-    assert lines[-5:] == [
-        "✗ there is no CRIU on b",
-        "  → Install it.",
-        "! it may be slow",
+    assert lines[lines.index("Refused → The hosts") :] == [
+        "Refused → The hosts",
+        "  ✗ there is no CRIU on b",
+        "    → Install it.",
         "",
+        "Warnings → Its files",
+        "  ! it may be slow",
+        "",
+        "Fine",
+        "  ✓ numbers: all 3 are free on b",
+        "",
+        "Expected downtime: about 45 ms; less with pre-copy.",
         "Refused: 1 problem. Nothing was touched.",
     ]
     assert any(line.split() == ["CRIU", "4.2.1", "(/usr/sbin/criu)", "none", "that", "works"] for line in lines)

@@ -52,7 +52,7 @@ class Freeze:
         self._failure = failure
         self.notes: list[list[str]] = []
 
-    async def __call__(self) -> None:
+    async def __call__(self, engine_pid: int) -> None:
         self.notes.append(self._fake.notes)
         if self._failure:
             raise self._failure

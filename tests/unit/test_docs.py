@@ -15,6 +15,7 @@ import typer
 from phaul.cli.main import app
 from phaul.config import AgentConfig
 from phaul.errors import PhaulError, error_classes
+from phaul.migration.check_report import GROUPS
 from phaul.migration.file_rules import WARNINGS
 from phaul.rpc.v1 import agent_pb2
 
@@ -161,11 +162,19 @@ def test_exit_statuses_are_those_of_the_errors() -> None:
     assert documented == {name: cls.exit_status for name, cls in classes.items() if cls is not PhaulError}
 
 
-def test_every_reason_to_refuse_is_in_the_guide() -> None:
-    documented = {
-        code for cells in rows(GUIDE) if len(cells) == 3 for code in re.findall(r"`([a-z]+(?:_[a-z]+)*)`", cells[0])
-    }
-    assert documented == problem_codes()
+def test_every_reason_to_refuse_is_in_the_guide_under_its_heading() -> None:
+    documented: dict[str, set[str]] = {}
+    heading = ""
+    for line in GUIDE.read_text().splitlines():
+        heading = line.removeprefix("### ") if line.startswith("### ") else heading
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if line.startswith("| `") and len(cells) == 3:
+            documented.setdefault(heading, set()).update(re.findall(r"`([a-z]+(?:_[a-z]+)*)`", cells[0]))
+    assert documented == {group: set(codes) for group, codes in GROUPS.items()}
+
+
+def test_every_code_that_is_given_has_a_heading() -> None:
+    assert problem_codes() <= {code for codes in GROUPS.values() for code in codes}
 
 
 def test_settings_of_the_agent_are_documented_with_their_defaults() -> None:

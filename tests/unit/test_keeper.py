@@ -97,6 +97,10 @@ class Traced:
         self._tracer.stdin.flush()
         assert self._tracer.stdout.readline() == "done\n"
 
+    @property
+    def tracer_pid(self) -> int:
+        return self._tracer.pid
+
     def kill_tracer(self) -> None:
         """What happens to a CRIU."""
         self._tracer.kill()
@@ -326,7 +330,7 @@ def test_sockets_of_another_process_are_cured(tmp_path: Path, monkeypatch: pytes
 def test_a_tree_of_many_processes_is_handed_over(farewell: bool) -> None:
     agent, other = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     given: list[list[keeper.Task] | None] = []
-    thread = threading.Thread(target=lambda: given.append(keeper.wait_for_end(other)))
+    thread = threading.Thread(target=lambda: given.append(keeper.wait_for_end(other, [])))
     thread.start()
     pidfd = os.pidfd_open(os.getpid())
     tasks = [keeper.Task(number, pidfd, ours=number % 3 > 0) for number in range(1, 451)]

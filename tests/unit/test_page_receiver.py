@@ -8,7 +8,8 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,11 +22,13 @@ from phaul.rpc.criu import images_pb2
 from phaul.system.mounts import mount_memory, unmount_memory
 from phaul.transfer.page_protocol import HEADER, HEADER_BEFORE_4_2, Command, Header, PageFlag, encode, task_image
 from phaul.transfer.page_receiver import PageReceiver
+from phaul.transfer.page_store import PageStore, Received
 from tests.unit.page_sender import PAGE_BYTES, Dump, Run, dumps
 from tests.unit.test_criu_session import open_descriptors
 
 LAYOUTS = pytest.mark.parametrize("layout", [HEADER, HEADER_BEFORE_4_2], ids=["4.2", "before 4.2"])
 LIMIT_BYTES = 1 << 30
+IMAGE = task_image(7)
 SOON_SECONDS = 10.0
 
 
@@ -36,14 +39,17 @@ class Channel:
         self.directory = directory
         self.socket, theirs = tcp_pair() if tcp else socket.socketpair()
         self.socket.settimeout(SOON_SECONDS)
-        self.receiver = PageReceiver(theirs, directory, PAGE_BYTES, limit_bytes, encode_pagemap)
+        store = PageStore(directory, PAGE_BYTES, limit_bytes, encode_pagemap)
+        self.rounds: list[Received] = []
+        self.receiver = PageReceiver(theirs, store, PAGE_BYTES, self.rounds.append)
         self.outcome: int | BaseException | None = None
         self._thread = threading.Thread(target=self._receive, daemon=True)
         self._thread.start()
 
     def _receive(self) -> None:
         try:
-            self.outcome = self.receiver.receive().page_bytes
+            self.receiver.receive()
+            self.outcome = self.rounds[-1].page_bytes
         except BaseException as error:  # noqa: BLE001 - it is what the test looks at
             self.outcome = error
 
@@ -65,7 +71,9 @@ class Channel:
         return data
 
     def end(self) -> int | BaseException | None:
-        """Wait for the receiver; close our end."""
+        """Say that there is no more, wait for the receiver, close our end."""
+        with contextlib.suppress(OSError):
+            self.socket.shutdown(socket.SHUT_WR)
         self._thread.join(SOON_SECONDS)
         assert not self._thread.is_alive(), "the receiver hangs"
         self.socket.close()
@@ -88,13 +96,24 @@ def pagemap(path: Path) -> tuple[int, list[tuple[int, int, int]]]:
     ]
 
 
+def joined(runs: Iterable[Run]) -> list[tuple[int, int, int]]:
+    """What a pagemap shall say of these runs: those that go on from each other alike are one."""
+    entries: list[tuple[int, int, int]] = []
+    for run in runs:
+        if entries and (entries[-1][0] + entries[-1][1] * PAGE_BYTES, entries[-1][2]) == (run.address, run.flags):
+            entries[-1] = (entries[-1][0], entries[-1][1] + run.pages, run.flags)
+        else:
+            entries.append((run.address, run.pages, run.flags))
+    return entries
+
+
 def check_received(directory: Path, dump: Dump) -> None:
     """The directory holds the dump, to the byte, and nothing else."""
     expected: set[str] = set()
     for image in dump.images:
         name = Header(0, 0, 0, 0, image).pagemap_name
         pages_id, runs = pagemap(directory / name)
-        assert runs == [(run.address, run.pages, run.flags) for run in dump.runs(image)]
+        assert runs == joined(dump.runs(image))
         assert (directory / f"pages-{pages_id}.img").read_bytes() == dump.pages(image)
         expected |= {name, f"pages-{pages_id}.img"}
     assert {path.name for path in directory.iterdir()} == expected
@@ -138,7 +157,33 @@ def test_whether_there_is_a_parent_is_answered(tmp_path: Path) -> None:
     closing = encode(Header(Command.CLOSE, 0, 0, 0, 0))
     channel = Channel(tmp_path)
     channel.send(asking + opening + asking + closing)
-    assert channel.answers(7) == b"\0" * 7
+    assert channel.answers(13) == b"\0" * (4 + 1 + 4 + 4)
+    assert channel.end() == 0
+
+
+def test_a_round_may_refer_to_the_one_before(tmp_path: Path) -> None:
+    channel = Channel(tmp_path)
+    first = Dump((IMAGE, Run(IMAGE, 0, 3, int(PageFlag.PRESENT), b"abc".ljust(3 * PAGE_BYTES))), Command.FORCE_CLOSE)
+    channel.send(first.stream())
+    assert channel.answers(len(first.answer)) == first.answer
+    second = Dump(
+        (
+            IMAGE,
+            Run(IMAGE, 0, 1, int(PageFlag.PARENT), b""),
+            Run(IMAGE, PAGE_BYTES, 1, int(PageFlag.PRESENT), b"new".ljust(PAGE_BYTES)),
+        ),
+        Command.FORCE_CLOSE,
+    )
+    channel.send(second.stream())
+    assert channel.answers(5) == b"\1" + bytes(4)
+    assert channel.end() == 2 * PAGE_BYTES
+    assert [each.page_bytes for each in channel.rounds] == [3 * PAGE_BYTES, 2 * PAGE_BYTES]
+
+
+def test_a_source_that_goes_between_two_rounds_is_no_error(tmp_path: Path) -> None:
+    channel = Channel(tmp_path)
+    channel.send(Dump((IMAGE,), Command.FORCE_CLOSE).stream())
+    channel.answers(5)
     assert channel.end() == 0
 
 
@@ -155,6 +200,7 @@ def test_a_dump_that_is_cut_off_is_an_error(
     outcome = channel.end()
     assert isinstance(outcome, TransferError)
     assert "the page channel was closed" in outcome.message
+    assert not channel.rounds
     assert open_descriptors() == before
 
 
@@ -179,7 +225,6 @@ def test_any_bytes_end_in_a_transfer_error_and_write_nothing_outside(
         assert path.name.startswith(("pages-", "pagemap-"))
 
 
-IMAGE = task_image(7)
 OPENING = encode(Header(Command.OPEN2, 0, 0, 0, IMAGE))
 MALFORMED = {
     "pages of no image": OPENING + encode(Header(Command.ADD_F, PageFlag.PRESENT, 1, 0, IMAGE + 256)),
@@ -205,7 +250,7 @@ def test_what_no_dump_says_is_refused_at_once(tmp_path: Path, stream: bytes) -> 
 @pytest.mark.parametrize("room_pages", [2, 3])
 def test_no_more_than_was_reserved_is_taken(tmp_path: Path, room_pages: int) -> None:
     run = Run(IMAGE, 0, 1, int(PageFlag.PRESENT), b"x" * PAGE_BYTES)
-    dump = Dump((IMAGE, run, run, run))
+    dump = Dump((IMAGE, *(replace(run, address=number * PAGE_BYTES) for number in range(3))))
     channel = Channel(tmp_path, limit_bytes=room_pages * PAGE_BYTES)
     channel.send(dump.stream())
     outcome = channel.end()

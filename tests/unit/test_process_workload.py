@@ -241,7 +241,7 @@ def test_no_such_process_and_others_that_are_no_workload(start: Start, tmp_path:
         ("anon_inode:[io_uring]", stat.S_IFREG, 0, "", "io_uring"),
         ("anon_inode:[perf_event]", 0, 0, "", "descriptor_kind"),
         ("anon_inode:bpf-map", 0, 0, "", "descriptor_kind"),
-        ("anon_inode:[fanotify]", 0, 0, "", "descriptor_kind"),
+        ("anon_inode:[fanotify]", 0, 0, "", None),
         ("anon_inode:[userfaultfd]", 0, 0, "", "descriptor_kind"),
         ("anon_inode:kvm-vm", 0, 0, "", "descriptor_kind"),
         ("/dmabuf:", stat.S_IFREG, 0, "", "descriptor_kind"),
@@ -249,7 +249,7 @@ def test_no_such_process_and_others_that_are_no_workload(start: Start, tmp_path:
         ("anon_inode:[eventfd]", 0, 0, "", None),
         ("anon_inode:[timerfd]", 0, 0, "", None),
         ("anon_inode:[pidfd]", 0, 0, "", None),
-        ("mnt:[4026531832]", stat.S_IFREG, 0, "", None),
+        ("mnt:[4026531832]", stat.S_IFREG, 0, "", "descriptor_kind"),
         ("socket:[5]", stat.S_IFSOCK, 0, "MPTCP", "mptcp_socket"),
         ("socket:[5]", stat.S_IFSOCK, 0, "MPTCPv6", "mptcp_socket"),
         ("socket:[5]", stat.S_IFSOCK, 0, "AF_VSOCK", "socket_kind"),
@@ -290,6 +290,8 @@ def test_what_the_kernel_says_of_the_process_itself_is_judged(start: Start) -> N
     assert judged(replace(whole, namespaces=ours | {"uts": 1, "cgroup": 1})) == []
     other = snapshot.TreeSnapshot((replace(whole, namespaces=ours | {"mnt": 1}),), ours)
     assert holdings.files_of(other) == ((), ())  # paths of another mount namespace would be misread
+    missing = replace(whole.mappings[0], filled_in=True)
+    assert judged(replace(whole, mappings=(*whole.mappings, missing))) == ["memory_missing"]
     sysv = replace(whole.mappings[0], path="/SYSV00000000 (deleted)")
     assert judged(replace(whole, mappings=(*whole.mappings, sysv))) == ["sysv_shared_memory"]
 
@@ -300,7 +302,7 @@ def test_the_other_host_answers_in_the_order_asked(tmp_path: Path) -> None:
         FileFacts(str(tmp_path / "missing"), FileUse.MAPPED, True, 9, 0o644, "ab"),
         FileFacts(str(tmp_path / "there"), FileUse.OPEN, True, 9, 0o644, "ab", writable=True),
     ]
-    taken, found = observe([os.getpid(), procfs.thread_ids(os.getpid())[0]], asked)
+    taken, found, _ = observe([os.getpid(), procfs.thread_ids(os.getpid())[0]], asked)
     assert taken == (os.getpid(),)
     assert [(file.exists, file.size_bytes, file.build_id) for file in found] == [(False, 0, ""), (True, 3, "")]
     assert found[1].writable and found[1].use is FileUse.OPEN

@@ -22,7 +22,7 @@ Rss:                 100 kB
 Anonymous:             8 kB
 Swap:                  4 kB
 Private_Hugetlb:       0 kB
-VmFlags: rd ex mr mw me
+VmFlags: rd ex mr mw me um
 7f0000000000-7f0000002000 rw-s 00000000 00:01 77                         /dev/zero (deleted)
 Rss:                   8 kB
 Anonymous:             0 kB
@@ -59,6 +59,7 @@ def test_smaps_are_read_with_their_sizes() -> None:
     assert (program.path, program.inode, program.device) == ("/usr/bin/a program", 1234, os.makedev(0xFE, 1))
     assert (program.start, program.end, program.shared) == (0x55D1D079B000, 0x55D1D07B5000, False)
     assert (program.resident_bytes, program.anonymous_bytes, program.swap_bytes) == (102400, 8192, 4096)
+    assert [each.filled_in for each in (program, zero, stack, anonymous)] == [True, False, False, False]
     assert (zero.path, zero.shared, zero.hugetlb_bytes) == ("/dev/zero (deleted)", True, 2048 * 1024)
     assert (stack.path, stack.anonymous_bytes) == ("[stack]", 12288)
     assert (anonymous.path, anonymous.anonymous_bytes) == ("", 0)

@@ -8,7 +8,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phaul.units import GIB, KIB, MIB, format_bytes, format_rate, format_seconds, format_us
+from phaul.units import (
+    GIB,
+    KIB,
+    LOWEST_BANDWIDTH,
+    MIB,
+    format_bandwidth,
+    format_bytes,
+    format_rate,
+    format_seconds,
+    format_us,
+    parse_bandwidth,
+)
 
 BYTES = {"B": 1, "KiB": KIB, "MiB": MIB, "GiB": GIB, "TiB": 1024 * GIB}
 SECONDS = {"µs": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0}
@@ -83,3 +94,44 @@ def test_more_never_reads_as_less(one: float, other: float) -> None:
 
     less, more = sorted((one, other))
     assert read(less) <= read(more) * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("typed", "bytes_per_second"),
+    [
+        ("200M", 25_000_000),
+        ("200m", 25_000_000),
+        ("1G", 125_000_000),
+        ("1.5Gbit/s", 187_500_000),
+        ("100Mb/s", 12_500_000),
+        ("100Mbps", 12_500_000),
+        ("1000000", 125_000),
+        ("25MB/s", 25_000_000),
+        ("25 MB", 25_000_000),
+        ("25MiB/s", 25 * MIB),
+        (" 2GB/s ", 2_000_000_000),
+        ("10000k", 1_250_000),
+    ],
+)
+def test_a_bandwidth_is_bits_unless_it_says_bytes(typed: str, bytes_per_second: int) -> None:
+    assert parse_bandwidth(typed) == bytes_per_second
+
+
+@pytest.mark.parametrize(
+    "typed", ["", "fast", "-1G", "0", "999k", "1Gi", "1 G B", "1e9", "1G/h", "٣G", "1G\n1G", "99999999999T", "0.1MB/s"]
+)
+def test_what_is_no_bandwidth(typed: str) -> None:
+    with pytest.raises(ValueError, match=r"bandwidth|between"):
+        parse_bandwidth(typed)
+
+
+@given(st.integers(LOWEST_BANDWIDTH, 10**12))
+def test_a_bandwidth_that_was_told_can_be_typed_again(bytes_per_second: int) -> None:
+    again = parse_bandwidth(format_bandwidth(bytes_per_second))
+    assert again == pytest.approx(bytes_per_second, rel=0.006)
+
+
+def test_bandwidths_as_networks_are_rated() -> None:
+    assert format_bandwidth(25_000_000) == "200 Mbit/s"
+    assert format_bandwidth(125_000_000) == "1 Gbit/s"
+    assert format_bandwidth(187_500_000) == "1.5 Gbit/s"

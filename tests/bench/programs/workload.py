@@ -1,6 +1,7 @@
 """The workload of the benchmark: much random memory, a tick by UDP every millisecond, and one TCP connection.
 
-Run on a lab host as `workload.py MIB OWN_ADDRESS LISTENER UDP_PORT TCP_PORT`; it ends with its TCP connection. Every
+Run on a lab host as `workload.py MIB OWN_ADDRESS LISTENER UDP_PORT TCP_PORT CONTENT`; it ends with its TCP connection.
+CONTENT is `random`, or `compressible`: objects of 64 bytes, 24 of them random, as a heap has them. Every
 tick carries the next number. A line on the TCP connection is answered with a checksum of the memory.
 """
 
@@ -15,14 +16,19 @@ MIB = 1 << 20
 TICK_SECONDS = 0.001
 TCP_EVERY_TICKS = 8  # a number goes over the connection as well
 NUMBER = struct.Struct("!Q")
+FRESH_BYTES = 24
+OBJECT = bytes(range(40))
 
 
 def main() -> None:
     """Fill the memory, then tick until the connection ends."""
-    mib, own, listener, udp_port, tcp_port = sys.argv[1:]
+    mib, own, listener, udp_port, tcp_port, content = sys.argv[1:]
     memory = bytearray(int(mib) * MIB)
     for start in range(0, len(memory), MIB):
-        memory[start : start + MIB] = os.urandom(MIB)
+        chunk = os.urandom(MIB)
+        if content == "compressible":
+            chunk = b"".join(OBJECT + chunk[at : at + FRESH_BYTES] for at in range(0, MIB, len(OBJECT) + FRESH_BYTES))
+        memory[start : start + MIB] = chunk
     ticks = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     ticks.bind((own, 0))
     ticks.connect((listener, int(udp_port)))

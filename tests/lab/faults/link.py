@@ -46,7 +46,8 @@ class Link:
             lines = [
                 f"qdisc add dev {DEVICE} root handle 1: htb",  # what no filter names is not delayed
                 f"class add dev {DEVICE} parent 1: classid 1:4 htb rate {rate} burst 32kb",
-                f"filter add dev {DEVICE} parent 1: protocol ip u32 match ip dst {other.ip4}/32 flowid 1:4",
+                f"filter add dev {DEVICE} parent 1: prio 1 protocol ip u32 match ip dst {other.ip4}/32 flowid 1:4",
+                f"filter add dev {DEVICE} parent 1: prio 2 protocol ipv6 u32 match ip6 dst {other.ip6}/128 flowid 1:4",
             ]
             host.exec(["tc", "-batch", "-"], input="\n".join(lines) + "\n")
             self._slowed.append(host)

@@ -13,17 +13,23 @@ STAMP = struct.Struct("=QQ")  # the page's number; the pass that wrote it last
 
 
 class Content:
-    """Anonymous memory of random bytes, each page stamped with its number and the pass that wrote it.
+    """Anonymous memory, each page stamped with its number and the pass that wrote it.
+
+    The rest is random bytes; where it shall be compressible, three quarters of each page are zeros.
 
     Invariant: the pages before `_cursor` carry the stamp of this pass, the others of the one before.
     """
 
-    def __init__(self, mebibytes: int) -> None:
+    def __init__(self, mebibytes: int, compressible: bool = False) -> None:
         self._memory = mmap.mmap(-1, max(mebibytes << 20, PAGE_BYTES), mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._pages = len(self._memory) // PAGE_BYTES
         self._pass = 1
         self._cursor = 0
         chunk = os.urandom(CHUNK_BYTES)
+        if compressible:
+            quarter = PAGE_BYTES // 4
+            pages = range(0, CHUNK_BYTES, PAGE_BYTES)
+            chunk = b"".join(chunk[start : start + quarter] + bytes(3 * quarter) for start in pages)
         for start in range(0, len(self._memory), CHUNK_BYTES):
             end = min(start + CHUNK_BYTES, len(self._memory))
             self._memory[start:end] = chunk[: end - start]

@@ -59,7 +59,7 @@ class Server:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self._arguments = arguments
         self._ticker = Ticker(arguments.client, arguments.tick_port, new_instance())
-        self._content = Content(arguments.memory)
+        self._content = Content(arguments.memory, arguments.compressible)
         self._held = [os.open(path, os.O_RDONLY) for path in arguments.open]
         self._held += [os.open(path, os.O_RDWR) for path in arguments.write]
         self._selector = selectors.DefaultSelector()
@@ -98,6 +98,7 @@ class Server:
                     self._try(peer, self._arguments.flood)
             if self._arguments.change:
                 self._content.change(CHANGED_PAGES)
+            time.sleep(self._arguments.nap)
             pause = 0.0 if self._arguments.change else max(0.0, min(tick_at, push_at) - time.monotonic())
             for key, _ in self._selector.select(pause):
                 self._handle(key)
@@ -185,7 +186,9 @@ def main() -> None:
     parser.add_argument("--hang-up", action="store_true", help="do so first on the --greet addresses")
     parser.add_argument("--ask", type=int, default=7900)
     parser.add_argument("--memory", type=int, default=0, help="MiB of random content")
+    parser.add_argument("--compressible", action="store_true", help="three quarters of it are zeros")
     parser.add_argument("--change", action="store_true", help="change all of the memory, constantly")
+    parser.add_argument("--nap", type=float, default=0.0, help="seconds between two looks at the sockets")
     parser.add_argument("--flood", type=int, default=1, help="blocks a client is sent at a time")
     parser.add_argument("--open", action="append", default=[], metavar="FILE", help="hold it open for reading")
     parser.add_argument("--write", action="append", default=[], metavar="FILE", help="hold it open for writing, too")
