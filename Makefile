@@ -14,7 +14,7 @@ MINIMUM_PYTHON := (3, 11)
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup system-packages image proto lint unit test demo bench soak lab-up lab-down clean
+.PHONY: help setup system-packages image machines proto lint unit test demo bench soak lab-up lab-down clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -80,7 +80,11 @@ lint: setup ## ruff, mypy and the import rules
 unit: setup ## the tests that need neither root nor CRIU
 	@.venv/bin/pytest tests/unit tests/component
 
-test: setup image ## all tests, the lab's with real CRIU too
+# Without them only the tests on them are skipped, or say why they fail.
+machines: image
+	@.venv/bin/phaul lab build --vm || echo "make: no virtual machines on this machine"
+
+test: setup image machines ## all tests, the lab's with real CRIU too
 	@.venv/bin/pytest || { test $$? -eq 1 && \
 	  echo "Machines are shared and faults are timed: what failed above is run once more, and must pass now." && \
 	  .venv/bin/pytest --last-failed; }
