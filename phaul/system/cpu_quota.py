@@ -12,6 +12,7 @@ tasks are frozen.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -106,7 +107,6 @@ def cpu_seconds(root_pid: int) -> float:
 def find_place(root_pid: int, cpus: float) -> Place:
     """Say which group has to get the quota, and how it stands there. Changes nothing; raises `PreflightError`."""
     try:
-        tree = set(procfs.walk_tree(root_pid))
         found = _hierarchy(root_pid)
         if found is None:
             raise PreflightError(
@@ -114,9 +114,9 @@ def find_place(root_pid: int, cpus: float) -> Place:
                 hint="Choose another `--on-stall` than throttle.",
             )
         version, mount = found
-        groups = {mount / _group_of(pid, version).lstrip("/") for pid in tree}
+        groups = {mount / group.lstrip("/") for group in _groups_of_tree(root_pid, version)}
         common = Path(os.path.commonpath(groups))
-        if common != mount and not set(_members(common)) - tree:
+        if common != mount and not _strangers(common, root_pid):
             return _place(version, mount, common, None, cpus, root_pid)
         if len(groups) > 1:
             raise PreflightError(
@@ -267,6 +267,25 @@ def _hierarchy(pid: int) -> tuple[int, Path] | None:
     if unified is not None and "cpu" in _words(unified / "cgroup.controllers"):
         return 2, unified
     return None
+
+
+def _groups_of_tree(root_pid: int, version: int) -> set[str]:
+    groups = {_group_of(root_pid, version)}
+    for pid in procfs.walk_tree(root_pid):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+            groups.add(_group_of(pid, version))
+    return groups
+
+
+def _strangers(group: Path, root_pid: int) -> set[int]:
+    """Give the processes in and below a group that are none of the tree's, which may fork and end meanwhile.
+
+    Looked at twice: a child of the tree may be hidden for a moment (`procfs.walk_tree`), a stranger is there again.
+    """
+    strangers = set(_members(group)) - set(procfs.walk_tree(root_pid))
+    if strangers:
+        strangers &= set(_members(group)) - set(procfs.walk_tree(root_pid))
+    return strangers
 
 
 def _group_of(pid: int, version: int) -> str:
