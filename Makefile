@@ -14,7 +14,7 @@ MINIMUM_PYTHON := (3, 11)
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup system-packages image machines proto lint unit test demo bench soak lab-up lab-down clean
+.PHONY: help setup system-packages image machines proto lint unit test fuzz demo bench soak lab-up lab-down clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -88,6 +88,11 @@ test: setup image machines ## all tests, the lab's with real CRIU too
 	@.venv/bin/pytest || { test $$? -eq 1 && \
 	  echo "Machines are shared and faults are timed: what failed above is run once more, and must pass now." && \
 	  .venv/bin/pytest --last-failed; }
+
+# Without a wheel of atheris the inputs are made without looking at what code they reach.
+fuzz: setup ## 10 minutes of hostile input for each of seven surfaces (FUZZ_SECONDS)
+	@$(PYTHON) -m pip install --quiet --quiet --root-user-action ignore --group fuzz </dev/null || true
+	@$(PYTHON) -m tests.fuzz
 
 demo: setup image ## move a running server between two hosts, and watch
 	@.venv/bin/phaul demo

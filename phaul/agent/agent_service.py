@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 
+from phaul.agent import requests
 from phaul.agent.dirty_rates import DirtyRates
 from phaul.agent.history import History
-from phaul.agent.messages import from_message, to_message
+from phaul.agent.messages import to_message
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.resolution import Resolver, choice_of
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
 from phaul.agent.wiring import measure_dirty_rate
 from phaul.migration.arrivals import Arrivals
-from phaul.migration.dirty_rate import DirtyRateRequest
-from phaul.migration.facts import MigrationRequest
 from phaul.migration.host import Host
 from phaul.migration.lazy import LoadingState
 from phaul.rpc.v1 import agent_pb2, dirty_rate_pb2, facts_pb2
@@ -45,7 +44,7 @@ class AgentService(AgentServicer):
     @reports_errors
     async def Check(self, request: facts_pb2.MigrationRequest, context: Context) -> facts_pb2.CheckReport:
         """Preflight alone."""
-        report = await self._migrations.check(from_message(request, MigrationRequest))
+        report = await self._migrations.check(requests.migration_request(request))
         return to_message(report, facts_pb2.CheckReport)
 
     @reports_errors
@@ -53,7 +52,7 @@ class AgentService(AgentServicer):
         self, request: dirty_rate_pb2.DirtyRateRequest, context: Context
     ) -> dirty_rate_pb2.DirtyRateReport:
         """How fast a workload writes."""
-        report = await self._dirty_rates.report(from_message(request, DirtyRateRequest))
+        report = await self._dirty_rates.report(requests.dirty_rate_request(request))
         return to_message(report, dirty_rate_pb2.DirtyRateReport)
 
     @reports_errors
@@ -61,9 +60,7 @@ class AgentService(AgentServicer):
         self, request: facts_pb2.MigrationRequest, context: Context
     ) -> agent_pb2.StartMigrationReply:
         """Start a migration in the agent."""
-        return agent_pb2.StartMigrationReply(
-            migration_id=self._migrations.start(from_message(request, MigrationRequest))
-        )
+        return agent_pb2.StartMigrationReply(migration_id=self._migrations.start(requests.migration_request(request)))
 
     @reports_stream_errors
     async def WatchMigration(

@@ -13,15 +13,16 @@ from urllib.parse import unquote
 
 import structlog
 
+from phaul.agent import requests
 from phaul.agent.history import History
-from phaul.agent.messages import from_message, to_message
+from phaul.agent.messages import to_message
 from phaul.agent.page_listener import PageListener
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
 from phaul.errors import PhaulError
 from phaul.migration.arrivals import Arrivals, Journals
 from phaul.migration.destination import SMALL_IMAGES_BYTES
 from phaul.migration.events import Outcome, Role
-from phaul.migration.facts import DestinationFacts, FileFacts
+from phaul.migration.facts import DestinationFacts
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, last_of
 from phaul.migration.peer import Reservation
@@ -89,9 +90,9 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Observe(self, request: peer_pb2.ObserveRequest, context: Context) -> facts_pb2.DestinationFacts:
         """What this host is, and has of what a workload needs."""
-        files = tuple(from_message(file, FileFacts) for file in request.files)
+        ids, files = requests.observed(request)
         (taken, seen, occupied), host, local = await asyncio.gather(
-            self._host.workload.observe(request.ids, files),
+            self._host.workload.observe(ids, files),
             self._host.describe(),
             self._host.network.local_addresses(),
         )
@@ -101,7 +102,7 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Prepare(self, request: peer_pb2.PrepareRequest, context: Context) -> peer_pb2.PrepareReply:
         """Reserve room and a page channel."""
-        reservation = from_message(request, Reservation)
+        reservation = requests.reservation(request)
         source = f"{peer_host(context.peer())}:{reservation.source_port}"
         token = await self._arrivals.prepare(dataclasses.replace(reservation, source_peer=source))
         return self._channel(token)
@@ -109,7 +110,7 @@ class PeerService(PeerServicer):
     @reports_errors
     async def ReopenPages(self, request: peer_pb2.ReopenPagesRequest, context: Context) -> peer_pb2.PrepareReply:
         """Another page channel."""
-        token = await self._arrivals.reopen(request.migration_id)
+        token = await self._arrivals.reopen(requests.migration_id(request.migration_id))
         return self._channel(token)
 
     def _channel(self, token: bytes) -> peer_pb2.PrepareReply:
@@ -124,7 +125,8 @@ class PeerService(PeerServicer):
         try:
             async for message in request:
                 if writer is None:
-                    writer = ImageWriter(self._arrivals.images(message.migration_id), SMALL_IMAGES_BYTES)
+                    migration_id = requests.migration_id(message.migration_id)
+                    writer = ImageWriter(self._arrivals.images(migration_id), SMALL_IMAGES_BYTES)
                 writer.write(
                     Chunk(
                         message.name, message.data, message.last, sha256=message.sha256, size_bytes=message.size_bytes
@@ -143,7 +145,7 @@ class PeerService(PeerServicer):
         self, request: peer_pb2.ReceivedPagesRequest, context: Context
     ) -> AsyncIterator[peer_pb2.PageImage]:
         """What came over the page channel."""
-        for image in await self._arrivals.received_pages(request.migration_id):
+        for image in await self._arrivals.received_pages(requests.migration_id(request.migration_id)):
             for start in range(0, max(len(image.runs), 1), RUNS_A_MESSAGE):
                 runs = image.runs[start : start + RUNS_A_MESSAGE]
                 last = start + RUNS_A_MESSAGE >= len(image.runs)
@@ -159,7 +161,7 @@ class PeerService(PeerServicer):
         self, request: peer_pb2.ReceivedPagesRequest, context: Context
     ) -> AsyncIterator[peer_pb2.ImageDigests]:
         """Hash it."""
-        for name, digests in (await self._arrivals.page_digests(request.migration_id)).items():
+        for name, digests in (await self._arrivals.page_digests(requests.migration_id(request.migration_id))).items():
             for start in range(0, len(digests), DIGESTS_A_MESSAGE):
                 piece = b"".join(digests[start : start + DIGESTS_A_MESSAGE])
                 yield peer_pb2.ImageDigests(name=name, digests=piece)
@@ -169,7 +171,7 @@ class PeerService(PeerServicer):
         self, request: peer_pb2.ReceivedChunkRequest, context: Context
     ) -> peer_pb2.ReceivedChunkReply:
         """Read a piece of the pages back."""
-        image = await self._arrivals.received_image(request.migration_id, request.name)
+        image = await self._arrivals.received_image(requests.migration_id(request.migration_id), request.name)
 
         def read() -> bytes:
             blocks = blocks_of_image(image.runs, image.pieces, page_size_bytes())
@@ -180,28 +182,30 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Restore(self, request: peer_pb2.RestoreRequest, context: Context) -> peer_pb2.RestoreReply:
         """Restore and hold."""
-        return to_message(await self._arrivals.restore(request.migration_id), peer_pb2.RestoreReply)
+        copy = await self._arrivals.restore(requests.migration_id(request.migration_id))
+        return to_message(copy, peer_pb2.RestoreReply)
 
     @reports_errors
     async def Resume(self, request: peer_pb2.ResumeRequest, context: Context) -> peer_pb2.ResumeReply:
         """Let the copy run."""
-        return peer_pb2.ResumeReply(warnings=await self._arrivals.resume(request.migration_id))
+        return peer_pb2.ResumeReply(warnings=await self._arrivals.resume(requests.migration_id(request.migration_id)))
 
     @reports_errors
     async def Abort(self, request: peer_pb2.AbortRequest, context: Context) -> peer_pb2.AbortReply:
         """Undo everything."""
         log.info("arrival.abort_asked", migration_id=request.migration_id, reason=request.reason)
-        return peer_pb2.AbortReply(leftovers=await self._arrivals.abort(request.migration_id))
+        return peer_pb2.AbortReply(leftovers=await self._arrivals.abort(requests.migration_id(request.migration_id)))
 
     @reports_errors
     async def AskWord(self, request: peer_pb2.AskWordRequest, context: Context) -> peer_pb2.AskWordReply:
         """How a migration stands here."""
-        journal = self._journals.find(request.migration_id)
+        migration_id = requests.migration_id(request.migration_id)
+        journal = self._journals.find(migration_id)
         records = journal.records if journal else ()
         if last_of(records, Mark.RESERVED):
             word = destination_word(records)
         else:
-            killed = self._killed_here(request.migration_id)
+            killed = self._killed_here(migration_id)
             if journal and not killed:
                 killed = await died_after_commit(journal, self._host.workload)
             word = source_word(records, killed=killed)

@@ -24,6 +24,10 @@ from phaul.units import MIB
 FIRST_GROWTH_BYTES = 1 * MIB  # below a huge page, so that a small task does not cost 2 MiB
 LARGEST_GROWTH_BYTES = 64 * MIB
 ADDRESSES = 1 << 64
+# What a source may make a destination keep beside the pages, whose bytes are reserved. No honest one comes near.
+MOST_ROUNDS = 1000  # each may make a directory
+MOST_FILES = 16_384  # each is an open descriptor
+EXTENTS_MORE = 1024  # than the pages that fit into the room
 PARENT_LINK = "parent"  # criu/include/servicefd.h: CR_PARENT_LINK
 
 PagemapEncoder = Callable[[int, Iterable[tuple[int, int, int]]], bytes]
@@ -118,9 +122,15 @@ class PageStore:
         self._level = 0
         self._rounds = 0
         self._stored_bytes = 0
+        self._files = 0
+        self._extents = 0  # of this round
+        self._most_extents = limit_bytes // page_size_bytes + EXTENTS_MORE  # an extent has a page at least
 
     def begin_round(self) -> None:
         """What comes next belongs to another round."""
+        if self._rounds >= MOST_ROUNDS:
+            raise TransferError(f"the page channel brought more than {MOST_ROUNDS} rounds")
+        self._extents = 0
         if self._rounds:
             if any(image.files[self._level].written_bytes for image in self._images.values() if self._here(image)):
                 self._push_down()
@@ -145,6 +155,9 @@ class PageStore:
         if not image.existed:
             image.before = []
         if not self._here(image):
+            if self._files >= MOST_FILES:
+                raise TransferError(f"the page channel wants more than {MOST_FILES} files")
+            self._files += 1
             path = self._directory / f"pages-{image.number}.img"
             flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
             image.files[self._level] = _PagesFile(os.open(path, flags, 0o600))
@@ -167,9 +180,9 @@ class PageStore:
             for extent in self._pieces_before(image, address, pages):
                 if extent.level < 0:
                     raise TransferError(f"the page channel refers to a page that never came, at {extent.address:#x}")
-                _append(image.now, extent, self._page_size)
+                self._note(image, extent)
         else:
-            _append(image.now, Extent(address, pages, -1, 0, flags), self._page_size)
+            self._note(image, Extent(address, pages, -1, 0, flags))
         return iter(())
 
     def end_round(self, digests: Mapping[int, tuple[bytes, ...]] = MappingProxyType({})) -> Received:
@@ -227,8 +240,16 @@ class PageStore:
                 file.grow(count)
                 file.written_bytes += count
                 self._stored_bytes += count
-            _append(image.now, Extent(extent.address, extent.pages, level, offset, flags), self._page_size)
+            self._note(image, Extent(extent.address, extent.pages, level, offset, flags))
             yield file.fd, offset, count
+
+    def _note(self, image: _Image, extent: Extent) -> None:
+        """Remember part of a run. A source could else have a destination remember runs without pages for ever."""
+        before = len(image.now)
+        _append(image.now, extent, self._page_size)
+        self._extents += len(image.now) - before
+        if self._extents > self._most_extents:
+            raise TransferError("the page channel brought more runs of pages than the workload has pages")
 
     def _pieces_before(self, image: _Image, address: int, pages: int) -> Iterator[Extent]:
         """Cut a run along what the round before left: where that had nothing, `level` is -1."""

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -142,7 +143,7 @@ def read_request(pem: str) -> ec.EllipticCurvePublicKey:
         request = x509.load_pem_x509_csr(pem.encode())
         key = request.public_key()
         signed = request.is_signature_valid
-    except ValueError as error:
+    except (ValueError, UnsupportedAlgorithm, x509.InvalidVersion) as error:
         raise NotTrustedError("what was sent is no request for a certificate", detail=str(error)) from error
     if not signed or not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP256R1):
         raise NotTrustedError("the request for a certificate is not signed with the key that it names")
@@ -153,7 +154,7 @@ def names_in(certificate: x509.Certificate) -> Names:
     """The names and addresses that a certificate is for; none where it says none."""
     try:
         found = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
-    except (x509.ExtensionNotFound, ValueError):
+    except (x509.ExtensionNotFound, x509.DuplicateExtension, x509.UnsupportedGeneralNameType, ValueError):
         return Names(())
     addresses = (plain_address(str(each)) for each in found.get_values_for_type(x509.IPAddress))
     return Names(
@@ -169,7 +170,10 @@ def certificates_pem(certificates: Iterable[x509.Certificate]) -> str:
 
 def read_certificates(pem: str) -> tuple[x509.Certificate, ...]:
     """The reverse. Raises ValueError where there is none."""
-    return tuple(x509.load_pem_x509_certificates(pem.encode()))
+    try:
+        return tuple(x509.load_pem_x509_certificates(pem.encode()))
+    except x509.InvalidVersion as error:
+        raise ValueError(str(error)) from error
 
 
 def key_pem(key: Key) -> str:

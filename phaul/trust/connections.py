@@ -186,7 +186,7 @@ async def _say(
 
 async def _heard(stream: TlsStream) -> dict[str, Any]:
     try:
-        line = json.loads(await stream.read_line(LINE_BYTES))
+        line = _parsed(await stream.read_line(LINE_BYTES))
     except ssl.SSLError as error:
         raise _RefusedError(refusal_of(error)) from error
     if not isinstance(line, dict):
@@ -201,7 +201,7 @@ async def renew(connection: TrustedConnection) -> str:
     """Read the authority's answer to a request: the chain, PEM. Closes the connection."""
     try:
         async with asyncio.timeout(HELLO_SECONDS):
-            answer = json.loads(await connection.stream.read_line(LINE_BYTES))
+            answer = _parsed(await connection.stream.read_line(LINE_BYTES))
             if error := answer.get("error"):
                 raise NotTrustedError(f"the authority did not renew this host's certificate: {error}")
             return str(answer["chain"])
@@ -209,6 +209,14 @@ async def renew(connection: TrustedConnection) -> str:
         raise UnreachableError("the authority's agent broke off a renewal", detail=str(error)) from error
     finally:
         await connection.stream.close()
+
+
+def _parsed(line: bytes) -> Any:
+    """Read JSON; ValueError for what is none, or is nested as nobody means it."""
+    try:
+        return json.loads(line)
+    except RecursionError as error:
+        raise ValueError("what was said is nested too deeply") from error
 
 
 async def asks_for_tls(host: str, port: int) -> bool:

@@ -88,7 +88,7 @@ def read(text: str) -> TrustList:
             read_certificates(body["roots"]),
             {str(serial): int(end) for serial, end in body["revoked"].items()},
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         raise NotTrustedError("what should be a list of what is trusted is none", detail=str(error)) from error
 
 

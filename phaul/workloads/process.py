@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import threading
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
@@ -154,7 +155,8 @@ def observe(
 
 def _as_it_is_here(wanted: FileFacts) -> FileFacts:
     look = files.look_at(wanted.path)
-    locked = wanted.locked and files.is_locked(wanted.path)
+    # Who asks is another host: opening a device is an act of its own, and a device has no locks that matter.
+    locked = wanted.locked and stat.S_ISREG(look.mode) and files.is_locked(wanted.path)
     # Worth reading only where it could be the same file.
     same = wanted.build_id.startswith(files.HASH_PREFIX) and look.size_bytes == wanted.size_bytes
     build_id = files.content_id(wanted.path, look) if same else look.build_id

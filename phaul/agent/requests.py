@@ -1,0 +1,108 @@
+"""What may be asked for at all: messages made into the values that `migration` works with, or refused as a whole.
+
+Used by both services of the agent. Whoever calls may be hostile: a number, a name or an ID that no phaul of ours would
+send goes no further than this. Raises `UsageError`. Pure.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TypeVar
+
+from google.protobuf.message import Message
+
+from phaul.agent.messages import from_message
+from phaul.errors import UsageError
+from phaul.migration.address_rules import parse_address
+from phaul.migration.dirty_rate import DirtyRateRequest
+from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest
+from phaul.migration.peer import Reservation
+from phaul.rpc.v1 import dirty_rate_pb2, facts_pb2, peer_pb2
+
+MIGRATION_ID = re.compile(r"[0-9a-f]{8,64}")  # `secrets.token_hex`; it names directories, tables and control groups
+HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
+MOST_MEMORY_BYTES = 1 << 52  # of an address space with five levels of page tables
+MOST_ADDRESSES = 256
+LONGEST_TEXT = 4096  # PATH_MAX
+LONGEST_HOST_NAME = 253
+
+D = TypeVar("D")
+
+
+def migration_id(text: str) -> str:
+    """Give back the ID of a migration that another host has named."""
+    if not MIGRATION_ID.fullmatch(text):
+        raise UsageError(f"{text[:80]!r} is no migration's ID")
+    return text
+
+
+def observed(request: peer_pb2.ObserveRequest) -> tuple[tuple[int, ...], tuple[FileFacts, ...]]:
+    """Read which PIDs and files a peer asks about."""
+    for number in request.ids:
+        _in("a PID", number, 1, HIGHEST_PID)
+    for file in request.files:
+        _short("a path", file.path)
+    return tuple(request.ids), tuple(_from(file, FileFacts) for file in request.files)
+
+
+def reservation(request: peer_pb2.PrepareRequest) -> Reservation:
+    """Read what shall be held ready for a migration."""
+    found = _from(request, Reservation)
+    migration_id(found.migration_id)
+    _in("a PID", found.root_pid, 1, HIGHEST_PID)
+    _in("the memory", found.memory_bytes, 0, MOST_MEMORY_BYTES)
+    _in("a port", found.source_port, 0, 65535)
+    _short("a command", found.command)
+    _short("a host's name", found.source_host, LONGEST_HOST_NAME)
+    _addresses(found.addresses)
+    return found
+
+
+def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
+    """Read what a person asks for."""
+    found = _from(request, MigrationRequest)
+    _in("a PID", found.root_pid, 1, HIGHEST_PID)
+    _addresses(found.addresses)
+    for name in ("timeout_seconds", "freeze_timeout_seconds", "max_downtime_seconds"):
+        _seconds(name, getattr(found, name))
+    return found
+
+
+def dirty_rate_request(request: dirty_rate_pb2.DirtyRateRequest) -> DirtyRateRequest:
+    """Read what a person asks for."""
+    found = _from(request, DirtyRateRequest)
+    _in("a PID", found.root_pid, 1, HIGHEST_PID)
+    _seconds("seconds", found.seconds)
+    _seconds("max_downtime_seconds", found.max_downtime_seconds)
+    return found
+
+
+def _from(message: Message, kind: type[D]) -> D:
+    try:
+        return from_message(message, kind)
+    except ValueError as error:
+        raise UsageError(f"what was asked is not known here: {error}") from error
+
+
+def _in(what: str, number: int, least: int, most: int) -> None:
+    if not least <= number <= most:
+        raise UsageError(f"{what} cannot be {number}")
+
+
+def _seconds(name: str, number: float) -> None:
+    if not math.isfinite(number) or number < 0:
+        raise UsageError(f"{name} cannot be {number}")
+
+
+def _short(what: str, text: str, longest: int = LONGEST_TEXT) -> None:
+    if len(text) > longest or "\0" in text:
+        raise UsageError(f"{what} of {len(text)} characters cannot be")
+
+
+def _addresses(found: Sequence[AddressFacts | AddressRequest]) -> None:
+    if len(found) > MOST_ADDRESSES:
+        raise UsageError(f"{len(found)} addresses are more than one workload may have")
+    for each in found:
+        parse_address(f"{each.address}/{each.prefix_length}" + (f"@{each.device}" if each.device else ""))
