@@ -35,6 +35,8 @@ class AgentConfig(BaseSettings):
     children_group: Path | None = Field(
         default=None, description="control group (v2), delegated to the agent, in which CRIU and workloads get theirs"
     )
+    hooks_dir: Path = Field(default=Path("/etc/phaul/hooks.d"), description="action scripts, one directory a stage")
+    hook_timeout: float = Field(default=30.0, gt=0, description="seconds that an action script may take")
     criu: str = Field(default="criu", description="CRIU's program, a name in PATH or a path")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"

@@ -154,6 +154,13 @@ class DowntimeError(RolledBackError):
     exit_status = 26
 
 
+class HookError(RolledBackError):
+    """An action script failed or took too long before COMMIT; the workload runs on the source as before."""
+
+    exit_status = 27
+    default_hint = "Its output is shown; `phaul check` lists the action scripts, docs/hooks.md says what they are told."
+
+
 class LeftoversError(RolledBackError):
     """The workload runs on the source, but undoing left something behind, which is listed."""
 

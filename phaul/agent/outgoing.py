@@ -35,6 +35,7 @@ from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import (
     Event,
     Finished,
+    HookRan,
     ModeChosen,
     Outcome,
     PhaseStarted,
@@ -59,6 +60,7 @@ KINDS = {
     "RoundFinished": "round_finished",
     "Progress": "progress",
     "Warning": "warning",
+    "HookRan": "hook_ran",
     "Finished": "finished",
 }
 
@@ -156,7 +158,7 @@ def _brief(event: Event) -> dict[str, object]:
             return {"root_pid": event.root_pid, "destination": event.destination}
         case ModeChosen():
             return {"mode": str(event.mode), "reason": event.reason}
-        case RoundFinished():
+        case RoundFinished() | HookRan():
             return dataclasses.asdict(event)
         case _:
             return {"message": getattr(event, "message", "")}

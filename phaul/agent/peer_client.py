@@ -18,13 +18,14 @@ import structlog
 from phaul import __version__
 from phaul.agent.client import MESSAGE_LIMIT_BYTES, reported_error
 from phaul.agent.destination import Destination, own_address_towards
-from phaul.agent.messages import from_message, to_message
+from phaul.agent.messages import from_message, to_message, wire_text
 from phaul.agent.tls_tunnel import TlsTunnel
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableError
-from phaul.migration.facts import DestinationFacts, FileFacts
+from phaul.migration.facts import DestinationFacts, FileFacts, HookRun
+from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import Digests, PageImage
-from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
+from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerStub
@@ -42,6 +43,7 @@ TRANSFER_SECONDS = 600.0  # the images that are not memory: megabytes
 RESTORE_SECONDS = 3600.0  # grows with memory: the pages must have arrived and be read back
 UNDO_SECONDS = 30.0
 DIGEST_BYTES = 16  # XXH3-128
+HOOK_SLACK_SECONDS = 30.0  # beside what the hooks may take: each that is over its time is given 2 s more
 WORD_SECONDS = 3.0  # answered out of memory
 KEEPALIVE_MS = 3000  # between two pings while a call is under way, and for the answer to one
 
@@ -99,10 +101,15 @@ class GrpcPeer:
             return ""
         return own_address_towards(found[0][0], (str(found[0][4][0]), int(found[0][4][1])))
 
-    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
+    async def observe(
+        self, ids: Sequence[int], files: Sequence[FileFacts], hooks: Sequence[str] = ()
+    ) -> DestinationFacts:
         """What the destination is, and has of what the workload needs."""
         request = peer_pb2.ObserveRequest(
-            ids=ids, files=(to_message(file, facts_pb2.FileFacts) for file in files), phaul_version=__version__
+            ids=ids,
+            files=(to_message(file, facts_pb2.FileFacts) for file in files),
+            phaul_version=__version__,
+            hooks=map(wire_text, hooks),
         )
         return from_message(await self._call(self._stub.Observe(request, timeout=OBSERVE_SECONDS)), DestinationFacts)
 
@@ -200,10 +207,18 @@ class GrpcPeer:
         request = peer_pb2.ResumeRequest(migration_id=migration_id)
         return tuple((await self._call(self._stub.Resume(request, timeout=UNDO_SECONDS))).warnings)
 
-    async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
+    async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:
         """Have everything undone."""
-        request = peer_pb2.AbortRequest(migration_id=migration_id, reason=reason)
-        return tuple((await self._call(self._stub.Abort(request, timeout=UNDO_SECONDS))).leftovers)
+        request = peer_pb2.AbortRequest(migration_id=migration_id, reason=wire_text(reason))
+        timeout = UNDO_SECONDS + deadline_seconds
+        return from_message(await self._call(self._stub.Abort(request, timeout=timeout)), Aborted)
+
+    async def run_hooks(self, stage: str, scene: HookScene, deadline_seconds: float) -> tuple[HookRun, ...]:
+        """Have them run."""
+        request = peer_pb2.RunHooksRequest(stage=stage, scene=to_message(scene, peer_pb2.HookScene))
+        timeout = deadline_seconds + HOOK_SLACK_SECONDS
+        reply = await self._call(self._stub.RunHooks(request, timeout=timeout))
+        return tuple(from_message(ran, HookRun) for ran in reply.hooks)
 
     async def word(self, migration_id: str) -> Word:
         """Ask how a migration stands over there."""

@@ -96,7 +96,9 @@ class PeerService(PeerServicer):
             self._host.describe(),
             self._host.network.local_addresses(),
         )
-        facts = DestinationFacts(host=host, files=seen, taken_ids=taken, local_addresses=local, occupied=occupied)
+        facts = DestinationFacts(
+            host, seen, taken, local, occupied, self._host.hooks.find(requests.hook_files(request.hooks))
+        )
         return to_message(facts, facts_pb2.DestinationFacts)
 
     @reports_errors
@@ -186,6 +188,12 @@ class PeerService(PeerServicer):
         return to_message(copy, peer_pb2.RestoreReply)
 
     @reports_errors
+    async def RunHooks(self, request: peer_pb2.RunHooksRequest, context: Context) -> peer_pb2.RunHooksReply:
+        """Run action scripts."""
+        runs = await self._arrivals.run_hooks(*requests.hooks_of_stage(request))
+        return peer_pb2.RunHooksReply(hooks=(to_message(ran, facts_pb2.HookRun) for ran in runs))
+
+    @reports_errors
     async def Resume(self, request: peer_pb2.ResumeRequest, context: Context) -> peer_pb2.ResumeReply:
         """Let the copy run."""
         return peer_pb2.ResumeReply(warnings=await self._arrivals.resume(requests.migration_id(request.migration_id)))
@@ -194,7 +202,10 @@ class PeerService(PeerServicer):
     async def Abort(self, request: peer_pb2.AbortRequest, context: Context) -> peer_pb2.AbortReply:
         """Undo everything."""
         log.info("arrival.abort_asked", migration_id=request.migration_id, reason=request.reason)
-        return peer_pb2.AbortReply(leftovers=await self._arrivals.abort(requests.migration_id(request.migration_id)))
+        aborted = await self._arrivals.abort(
+            requests.migration_id(request.migration_id), requests.reason(request.reason)
+        )
+        return to_message(aborted, peer_pb2.AbortReply)
 
     @reports_errors
     async def AskWord(self, request: peer_pb2.AskWordRequest, context: Context) -> peer_pb2.AskWordReply:

@@ -18,6 +18,7 @@ from phaul.errors import UsageError
 from phaul.migration.address_rules import parse_address
 from phaul.migration.dirty_rate import DirtyRateRequest
 from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest
+from phaul.migration.hooks import HookScene, Stage
 from phaul.migration.peer import Reservation
 from phaul.rpc.v1 import dirty_rate_pb2, facts_pb2, peer_pb2
 
@@ -25,6 +26,7 @@ MIGRATION_ID = re.compile(r"[0-9a-f]{8,64}")  # `secrets.token_hex`; it names di
 HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
 MOST_MEMORY_BYTES = 1 << 52  # of an address space with five levels of page tables
 MOST_ADDRESSES = 256
+MOST_HOOKS = 64
 LONGEST_TEXT = 4096  # PATH_MAX
 LONGEST_HOST_NAME = 253
 
@@ -56,8 +58,40 @@ def reservation(request: peer_pb2.PrepareRequest) -> Reservation:
     _in("a port", found.source_port, 0, 65535)
     _short("a command", found.command)
     _short("a host's name", found.source_host, LONGEST_HOST_NAME)
+    _short("a host's name", found.destination_host, LONGEST_HOST_NAME)
+    hook_files(found.hooks)
     _addresses(found.addresses)
     return found
+
+
+def hook_files(files: Sequence[str]) -> tuple[str, ...]:
+    """Read which action scripts are named."""
+    if len(files) > MOST_HOOKS:
+        raise UsageError(f"{len(files)} action scripts are more than may be named")
+    for file in files:
+        _short("a path", file)
+    return tuple(files)
+
+
+def hooks_of_stage(request: peer_pb2.RunHooksRequest) -> tuple[Stage, HookScene]:
+    """Read which action scripts shall be run, and what they are told. Those of rollback nobody can ask for."""
+    stages = {str(stage): stage for stage in Stage if stage is not Stage.ROLLBACK}
+    if request.stage not in stages:
+        raise UsageError(f"there is no stage {request.stage[:80]!r} at which action scripts could be asked for")
+    scene = _from(request.scene, HookScene)
+    migration_id(scene.migration_id)
+    _in("a PID", scene.root_pid, 1, HIGHEST_PID)
+    _short("a command", scene.command)
+    for name in (scene.source, scene.destination):
+        _short("a host's name", name, LONGEST_HOST_NAME)
+    _addresses(scene.addresses)
+    hook_files(scene.files)
+    return stages[request.stage], scene
+
+
+def reason(text: str) -> str:
+    """Read why something shall be undone."""
+    return text[:LONGEST_TEXT].replace("\0", "")
 
 
 def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
@@ -65,6 +99,7 @@ def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
     found = _from(request, MigrationRequest)
     _in("a PID", found.root_pid, 1, HIGHEST_PID)
     _addresses(found.addresses)
+    hook_files(found.hooks)
     for name in ("timeout_seconds", "freeze_timeout_seconds", "max_downtime_seconds"):
         _seconds(name, getattr(found, name))
     return found

@@ -21,12 +21,12 @@ from phaul.agent.settlers import Settlers
 from phaul.errors import InDoubtError, UsageError
 from phaul.migration import resolution
 from phaul.migration.arrivals import Arrivals
-from phaul.migration.destination import reservation_of
 from phaul.migration.events import Outcome, Role
 from phaul.migration.host import Host
 from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.journal import Mark, ended, last_of
 from phaul.migration.recovery import Choice, Tree, Word
+from phaul.migration.reserving import reservation_of
 from phaul.migration.resolution import DoubtReport, Safety, Situation
 from phaul.rpc.v1 import agent_pb2
 
@@ -155,7 +155,8 @@ class Resolver:
         if choice is Choice.RESUME_HERE:
             warnings, outcome = await self._arrivals.resume(migration_id), Outcome.COMPLETED
         else:
-            warnings, outcome = await self._arrivals.abort(migration_id), Outcome.ROLLED_BACK
+            aborted = await self._arrivals.abort(migration_id, "a person decided so")
+            warnings, outcome = aborted.leftovers, Outcome.ROLLED_BACK
         await self._settlers.stop(migration_id)  # it may have noted a doubt meanwhile
         self._history.end(migration_id, outcome)
         return Resolved(outcome, warnings)

@@ -40,8 +40,9 @@ from phaul.agent.wiring import make_connect, make_host
 from phaul.config import AgentConfig
 from phaul.criu.images import encode_pagemap
 from phaul.errors import UsageError
-from phaul.migration.arrivals import Arrivals, ReceivedImage
+from phaul.migration.arrivals import Arrivals
 from phaul.migration.host import Host
+from phaul.migration.reception import ReceivedImage
 from phaul.observe.logs import configure_logs
 from phaul.rpc.v1 import agent_pb2, peer_pb2
 from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from phaul import __version__
 from phaul.agent.destination import parse_destination
+from phaul.agent.hooks import HookDirectory
 from phaul.agent.outcomes import OutcomeFiles
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.tls_bridge import LiveConnections
@@ -112,6 +113,7 @@ def make_host(config: AgentConfig) -> Host:
         throttle=CpuQuota(),
         outcomes=OutcomeFiles(config.state_dir / "outcomes"),
         clock=MonotonicClock(),
+        hooks=HookDirectory(config.hooks_dir, config.hook_timeout),
         describe=describe(engine, network),
         reached=fault_points.from_environment(),
     )

@@ -76,6 +76,13 @@ def agent(
             metavar="PATH", help="Control group (v2) in which CRIU and workloads get theirs; the unit sets it."
         ),
     ] = None,
+    hooks_dir: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="Action scripts, one directory a stage. Default: /etc/phaul/hooks.d."),
+    ] = None,
+    hook_timeout: Annotated[
+        float | None, typer.Option(metavar="SECONDS", min=0.1, help="What an action script may take. Default: 30.")
+    ] = None,
     criu: Annotated[str | None, typer.Option(metavar="PROGRAM", help="CRIU: a name in PATH, or a path.")] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="How the log is written.")] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="What the log leaves out.")] = None,
@@ -90,6 +97,8 @@ def agent(
         "runtime_dir": runtime_dir,
         "state_dir": state_dir,
         "children_group": children_group,
+        "hooks_dir": hooks_dir,
+        "hook_timeout": hook_timeout,
         "criu": criu,
         "log_format": log_format.value if log_format else None,
         "log_level": log_level.value if log_level else None,

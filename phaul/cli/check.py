@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Group, RenderableType
@@ -21,6 +21,9 @@ from phaul.errors import PreflightError
 from phaul.migration.check_report import GROUPS, OTHER_GROUP, group_of
 from phaul.rpc.v1.facts_pb2 import CheckReport, ConnectionFacts, HostFacts, Problem, WorkloadFacts
 from phaul.units import format_bytes, format_us
+
+if TYPE_CHECKING:
+    from phaul.cli.migrate import Typed
 
 CONNECTIONS_SHOWN = 6  # more would push the verdict off the screen
 
@@ -51,6 +54,7 @@ def check(
         bool,
         typer.Option("--drop-unaccepted", help="Accept the loss of connections that wait in a listen queue."),
     ] = False,
+    hook: options.HookOption = None,
     json_output: options.JsonOption = False,
     socket: options.SocketOption = None,
 ) -> None:
@@ -59,16 +63,17 @@ def check(
     Looks at the workload and at both hosts, and touches nothing. `phaul migrate` checks the same again.
     """
     path = options.socket_path(socket)
-    run_command(_check(path, pid, to, tuple(address or ()), drop_unaccepted, json_output), json_output=json_output)
+    from phaul.cli.migrate import Typed, absolute  # which shows reports with this module
+
+    typed = Typed(addresses=tuple(address or ()), drop_unaccepted=drop_unaccepted, hooks=absolute(hook or ()))
+    run_command(_check(path, pid, to, typed, json_output), json_output=json_output)
 
 
-async def _check(
-    path: Path, pid: int, to: str, addresses: tuple[str, ...], drop_unaccepted: bool, json_output: bool
-) -> int:
+async def _check(path: Path, pid: int, to: str, typed: Typed, json_output: bool) -> int:
     from phaul.agent.client import AgentClient
-    from phaul.cli.migrate import Typed, build_request  # which shows reports with this module
+    from phaul.cli.migrate import build_request
 
-    request = build_request(pid, to, Typed(addresses=addresses, drop_unaccepted=drop_unaccepted))
+    request = build_request(pid, to, typed)
     async with AgentClient(path) as client:
         return print_check(await client.check(request), json_output=json_output)
 
@@ -98,6 +103,8 @@ def check_report(report: CheckReport, glyphs: Glyphs) -> RenderableType:
     if report.fine:
         parts += [Text("Fine", style="bold green")]
         parts += [Text(f"  {glyphs.done} {clean(each)}", style="dim") for each in report.fine] + [Text("")]
+    if report.source_hooks or report.destination_hooks:
+        parts += [Text("Action scripts that would be run", style="bold"), indented(_hooks(report)), Text("")]
     if report.expected_downtime_us:
         pause = format_us(report.expected_downtime_us)
         parts += [Text(f"Expected downtime: about {pause}; less with pre-copy.")]
@@ -132,6 +139,20 @@ def problem_lines(problem: Problem, glyphs: Glyphs) -> RenderableType:
     grid.add_row(Text(mark, style=style), Text(clean(problem.message)))
     if problem.hint:
         grid.add_row("", Text(f"{glyphs.hint} {clean(problem.hint)}", style="cyan"))
+    return grid
+
+
+def _hooks(report: CheckReport) -> RenderableType:
+    """Draw every hook by host and stage, in the order in which they run."""
+    grid = Table.grid(padding=(0, 2))
+    for _ in range(3):
+        grid.add_column()
+    for host, style, hooks in (
+        ("source", "cyan", report.source_hooks),
+        ("destination", "magenta", report.destination_hooks),
+    ):
+        for hook in hooks:
+            grid.add_row(Text(host, style=style), clean(hook.stage) or "every stage", Text(clean(hook.path)))
     return grid
 
 

@@ -15,13 +15,14 @@ from rich.text import Text
 
 from phaul.cli.console import Glyphs, clean
 from phaul.cli.view import MigrationView, PhaseState, PhaseView, role_name
-from phaul.rpc.v1.agent_pb2 import MigrationEvent, MigrationReport, RoundFinished
+from phaul.rpc.v1.agent_pb2 import HookRan, MigrationEvent, MigrationReport, RoundFinished
 from phaul.units import format_bytes, format_rate, format_seconds, format_us
 
 INDENT = 2
 BAR_COLUMNS = 36  # of the memory bar, and of the timeline of the downtime
 LINE_COLUMNS = 76  # of text that is wrapped here and not by the console
 ROUNDS_SHOWN = 8  # the newest
+HOOKS_SHOWN = 3  # the newest
 SPINNER_US = 100_000  # how long one picture of the spinner stays
 HOST_STYLES = {"source": "cyan", "destination": "magenta"}
 
@@ -108,6 +109,7 @@ def live(view: MigrationView, now_unix_us: int, glyphs: Glyphs) -> RenderableTyp
     if view.rounds:
         parts += [rounds(view, glyphs), Text("")]
     parts.append(memory_bar(view, glyphs))
+    parts += [Text(hook_line(ran, glyphs), style="dim") for ran in view.hooks[-HOOKS_SHOWN:]]
     parts += [_warning_line(warning, glyphs) for warning in view.warnings]
     return indented(Group(*parts, below))
 
@@ -197,6 +199,9 @@ def summary(view: MigrationView, glyphs: Glyphs) -> RenderableType:
         parts += [Text(""), indented(phases_line(view, glyphs))]
     if report.steps:
         parts += [Text(""), indented(timeline(report, glyphs))]
+    if view.hooks:
+        lines = [line for ran in view.hooks for line in hook_lines(ran, glyphs)]
+        parts += [Text(""), Text("Action scripts", style="bold"), indented(Text("\n".join(lines), style="dim"))]
     if view.warnings:
         parts += [Text(""), *(indented(_warning_line(warning, glyphs)) for warning in view.warnings)]
     return Group(*parts)
@@ -235,6 +240,8 @@ def plain_lines(before: MigrationView, after: MigrationView, event: MigrationEve
             return [f"{at} {after.mode}: {clean(after.mode_reason)}"]
         case "round_finished":
             return [f"{at} {_round_line(event.round_finished, glyphs)}"]
+        case "hook_ran":
+            return [f"{at} {line}" for line in hook_lines(event.hook_ran, glyphs)]
         case "warning":
             return [f"{at} warning: {clean(event.warning.message)}"]
         case _:
@@ -245,6 +252,17 @@ def progress_line(view: MigrationView, now_unix_us: int, glyphs: Glyphs) -> str:
     """Give the line that says how far the memory is; the caller decides how often."""
     share = f"{view.share:.0%}" if view.share is not None else ""
     return f"[{format_us(view.elapsed_us(now_unix_us)):>9}] memory {share}{glyphs.dot}{memory_text(view, glyphs)}"
+
+
+def hook_line(ran: HookRan, glyphs: Glyphs) -> str:
+    """Say how one action script ended."""
+    parts = [f"{clean(ran.stage)} on the {role_name(ran.host)}: {clean(ran.path)}", format_us(ran.duration_us)]
+    return glyphs.dot.join([*parts, f"failed: {clean(ran.problem)}"] if ran.problem else parts)
+
+
+def hook_lines(ran: HookRan, glyphs: Glyphs) -> list[str]:
+    """The same, and below it what the script has said."""
+    return [hook_line(ran, glyphs), *(f"  | {clean(line)}" for line in ran.output.splitlines())]
 
 
 def _size_lines(view: MigrationView, at: str, glyphs: Glyphs) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -36,8 +37,8 @@ phaul migrate 4711 --to b.example --dry-run
 [bold]Exit status[/]
 
 0 it runs on the destination · 2 usage · 10 refused, 11 no agent answers, 12 not trusted: nothing was touched ·
-20 to 26 failed and rolled back, it runs on the source (21 dump, 22 transfer, 23 restore, 24 switchover, 25 cancelled,
-26 longer than --max-downtime) ·
+20 to 27 failed and rolled back, it runs on the source (21 dump, 22 transfer, 23 restore, 24 switchover, 25 cancelled,
+26 longer than --max-downtime, 27 an action script) ·
 30 rolled back with leftovers · 40 in doubt · 41 lost, images kept · 70 a defect of phaul ·
 130, 143 left by Ctrl-C or SIGTERM, the migration goes on in the agent
 """
@@ -77,6 +78,7 @@ def migrate(
     max_downtime: options.MaxDowntimeOption = "",
     max_rounds: options.MaxRoundsOption = 0,
     on_stall: options.OnStallOption = OnStall.REFUSE,
+    hook: options.HookOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say whether it may go and what is in the way; touch nothing.")
     ] = False,
@@ -100,6 +102,7 @@ def migrate(
         max_downtime,
         max_rounds,
         on_stall,
+        absolute(hook or ()),
     )
     run_command(_migrate(path, pid, to, typed, dry_run, json_output), json_output=json_output)
 
@@ -136,6 +139,12 @@ class Typed:
     max_downtime: str = ""
     max_rounds: int = 0
     on_stall: OnStall = OnStall.REFUSE
+    hooks: tuple[str, ...] = ()
+
+
+def absolute(files: Sequence[str]) -> tuple[str, ...]:
+    """Give the paths of action scripts as both hosts will look for them."""
+    return tuple(str(Path(file).absolute()) for file in files)
 
 
 def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
@@ -158,6 +167,7 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
         max_downtime_seconds=max_downtime_seconds,
         max_rounds=typed.max_rounds,
         on_stall=facts_pb2.OnStall.Value(f"ON_STALL_{typed.on_stall.name}"),
+        hooks=typed.hooks,
     )
     for address in typed.addresses:
         wanted = parse_address(address)

@@ -21,6 +21,15 @@ MigrationArgument = Annotated[
     str, typer.Argument(metavar="ID", help="Migration, as `phaul status` lists it; its first characters suffice.")
 ]
 
+HookOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--hook",
+        metavar="FILE",
+        help="Action script, there on both hosts, that is run at every stage; beside those of /etc/phaul/hooks.d. "
+        "May be given several times.",
+    ),
+]
 BandwidthOption = Annotated[
     str,
     typer.Option(

@@ -11,7 +11,7 @@ from enum import StrEnum
 
 from phaul.agent.messages import error_from_message
 from phaul.errors import PhaulError
-from phaul.rpc.v1.agent_pb2 import MigrationEvent, MigrationReport, Outcome, Phase, Role, RoundFinished
+from phaul.rpc.v1.agent_pb2 import HookRan, MigrationEvent, MigrationReport, Outcome, Phase, Role, RoundFinished
 from phaul.rpc.v1.facts_pb2 import Mode, Problem, Severity
 
 
@@ -69,6 +69,7 @@ class MigrationView:
     mode: str = ""  # "pre-copy" or "stop-and-copy", once that is known
     mode_reason: str = ""
     rounds: tuple[RoundFinished, ...] = ()
+    hooks: tuple[HookRan, ...] = ()  # action scripts that have ended
     warnings: tuple[str, ...] = ()
     outcome: str = ""  # as `outcome_name` gives it; "" while it runs
     report: MigrationReport | None = None
@@ -153,6 +154,8 @@ def advance(view: MigrationView, event: MigrationEvent) -> MigrationView:
             return replace(view, mode=mode_name(event.mode_chosen.mode), mode_reason=event.mode_chosen.reason)
         case "round_finished":
             return replace(view, rounds=(*view.rounds, event.round_finished))
+        case "hook_ran":
+            return replace(view, hooks=(*view.hooks, event.hook_ran))
         case "warning":
             return replace(view, warnings=(*view.warnings, event.warning.message))
         case "finished":

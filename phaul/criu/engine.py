@@ -136,6 +136,7 @@ class CriuEngine:
                 logs,
                 request.root_pid,
                 loader_lives,
+                request.setting_up,
             )
             async with gate:
                 yield gate

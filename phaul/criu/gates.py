@@ -201,8 +201,10 @@ class CriuRestore(_Held):
         logs: Path,
         root_pid: int,
         loader_lives: Callable[[], bool] = lambda: True,
+        setting_up: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
         super().__init__(criu, request, fds, logs, RESTORE_LOG)
+        self._setting_up = setting_up
         self._root_pid = root_pid
         self._loader_lives = loader_lives
         self._restore_us = 0
@@ -217,6 +219,8 @@ class CriuRestore(_Held):
         async def on_stage(stage: str, pid: int) -> None:
             if stage == "post-restore" and pid:
                 self._root_pid = pid
+            elif stage == "setup-namespaces" and self._setting_up is not None:
+                await self._setting_up()
 
         started_us = _now_us()
         gone = response = None

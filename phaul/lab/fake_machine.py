@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, ConnectionFacts
+from phaul.migration.facts import AddressFacts, ConnectionFacts, HookFacts
+from phaul.migration.hooks import HookEnd
 from phaul.migration.journal import Data
 from phaul.migration.lazy import Loading, LoadingState
 
@@ -77,6 +78,10 @@ class FakeMachine:
     loads_at_once: bool = True
     outcomes: dict[str, Sequence[Data]] = field(default_factory=dict)  # what is kept of each peer
     speed_percent: int = 100  # what a throttle leaves the trees
+    own_namespaces: bool = False  # whether copies have any
+    hooks: list[HookFacts] = field(default_factory=list)
+    hooks_ran: list[Mapping[str, str]] = field(default_factory=list)  # what each was told
+    hook_end: Callable[[Mapping[str, str]], HookEnd] = lambda _: HookEnd(0, 1000)
     agent_alive: Callable[[], bool] = lambda: True
 
     def act(self, name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 
 from phaul import __version__
@@ -20,11 +20,13 @@ from phaul.migration.facts import (
     AddressFacts,
     ConnectionFacts,
     FileFacts,
+    HookFacts,
     HostFacts,
     Occupancy,
     TaskFacts,
     WorkloadFacts,
 )
+from phaul.migration.hooks import HookEnd
 from phaul.migration.host import Host
 from phaul.migration.interfaces import TreeHandle, TreeIdentity
 from phaul.migration.journal import Data
@@ -302,6 +304,23 @@ class FakeOutcomes:
         self._machine.outcomes[peer] = outcomes
 
 
+class FakeHooks:
+    """`Hooks` on a machine."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    def find(self, files: Sequence[str]) -> tuple[HookFacts, ...]:
+        """What is there."""
+        return (*self._machine.hooks, *(HookFacts("", file, "", 1.0) for file in files))
+
+    async def run(self, hook: HookFacts, environment: Mapping[str, str]) -> HookEnd:
+        """Note what it is told, and end as the machine says."""
+        self._machine.act(f"hook {environment['PHAUL_STAGE']}")
+        self._machine.hooks_ran.append(environment)
+        return self._machine.hook_end(environment)
+
+
 def fake_host(machine: FakeMachine, directory: Path) -> Host:
     """Put a host together for `AgentServer`."""
     engine = FakeEngine(machine)
@@ -330,5 +349,6 @@ def fake_host(machine: FakeMachine, directory: Path) -> Host:
         throttle=FakeThrottle(machine),
         outcomes=FakeOutcomes(machine),
         clock=FakeClock(),
+        hooks=FakeHooks(machine),
         describe=describe,
     )

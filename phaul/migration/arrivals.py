@@ -7,21 +7,25 @@ it is under way or done gives the same answer: the source may ask again after a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 
 from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
-from phaul.migration.destination import Arrival, reservation_of, room_bytes
-from phaul.migration.events import Outcome
+from phaul.migration.destination import Arrival
+from phaul.migration.events import Outcome, Role
+from phaul.migration.facts import HookRun
+from phaul.migration.hooks import HookScene, HostHooks, Stage
 from phaul.migration.host import Host
 from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.lazy import Loading
 from phaul.migration.page_images import Digests, PageImage
-from phaul.migration.peer import PeerAgent, Reservation, RestoredCopy
+from phaul.migration.peer import Aborted, PeerAgent, Reservation, RestoredCopy
+from phaul.migration.reception import ReceivedImage, Reception
 from phaul.migration.recovery import Word, destination_word
+from phaul.migration.reserving import reservation_of, room_bytes
 from phaul.units import format_bytes
 
 R = TypeVar("R")
@@ -29,70 +33,7 @@ R = TypeVar("R")
 REMEMBERED = 32  # migrations that have ended, so that a repeated Resume gets its answer again
 LEASE_SECONDS = 60.0  # without a word from the source; then it is asked
 ASK_AGAIN_SECONDS = 5.0
-
-
-class ReceivedImage(Protocol):
-    """The pages of one task or piece of shared memory: see `transfer.page_receiver`."""
-
-    @property
-    def pagemap_name(self) -> str:
-        """The pagemap's file name."""
-        ...
-
-    @property
-    def runs(self) -> tuple[tuple[int, int], ...]:
-        """(address, count of pages), in order."""
-        ...
-
-    @property
-    def pieces(self) -> Sequence[tuple[Path, int, int]]:
-        """(file, offset, size) of where their content lies, in the same order."""
-        ...
-
-    @property
-    def digests(self) -> tuple[bytes, ...]:
-        """Those of its blocks, where it was hashed as it came."""
-        ...
-
-
-class ReceivedPages(Protocol):
-    """Everything that has come once a dump was complete, with what came in the rounds before it."""
-
-    @property
-    def page_bytes(self) -> int:
-        """Their content."""
-        ...
-
-    @property
-    def images(self) -> Sequence[ReceivedImage]:
-        """The images, in the order of their files."""
-        ...
-
-
-class Reception(Protocol):
-    """One page channel that is waited for or under way."""
-
-    @property
-    def token(self) -> bytes:
-        """What opens it, once."""
-        ...
-
-    @property
-    def received(self) -> Awaitable[ReceivedPages]:
-        """Gives what came over the channel once a dump has arrived, the newest at the time of asking."""
-        ...
-
-    def cancel(self) -> None:
-        """Stop waiting; break the channel if it is under way."""
-        ...
-
-    async def stopped(self) -> None:
-        """The same, and wait until nothing of what has come is left."""
-        ...
-
-    def forget(self) -> None:
-        """Keep nothing of what was received."""
-        ...
+HOOKS = "hooks of "  # and the stage: a step
 
 
 class Journals(Protocol):
@@ -226,18 +167,27 @@ class Arrivals:
                 return image
         raise NoSuchMigrationError(f"migration {migration_id} has no image {name}")
 
-    async def abort(self, migration_id: str) -> tuple[str, ...]:
+    async def run_hooks(self, stage: str, scene: HookScene) -> tuple[HookRun, ...]:
+        """Run the hooks of a stage, once; those of post-resume run by themselves and are waited for."""
+        if stage == Stage.PREFLIGHT:  # nothing is known of the migration yet
+            return await HostHooks(self._host.hooks, Role.DESTINATION, scene).run(stage)
+        incoming = self._find(scene.migration_id)
+        if stage == Stage.POST_RESUME:
+            return await incoming.arrival.hooks.settled()
+        return await self._once(incoming, f"{HOOKS}{stage}", lambda: incoming.arrival.hooks.run(stage))
+
+    async def abort(self, migration_id: str, reason: str = "") -> Aborted:
         """Undo everything. A migration that is not known here has nothing to undo."""
         async with self._preparing:
             incoming = self._incoming.get(migration_id)
         if incoming is None:
-            return ()
-        leftovers = await self._once(incoming, "abort", lambda: self._abort(incoming))
+            return Aborted()
+        aborted = await self._once(incoming, "abort", lambda: self._abort(incoming, reason))
         self._end_lease(incoming)
         self._observer.settled(migration_id, Outcome.ROLLED_BACK, None)
         if self._incoming.pop(migration_id, None) is not None:
             self._journals.forget(migration_id)
-        return leftovers
+        return aborted
 
     def knows(self, migration_id: str) -> bool:
         """Whether a step of this migration can be asked for."""
@@ -361,13 +311,15 @@ class Arrivals:
         finally:
             await peer.close()
 
-    async def _abort(self, incoming: _Incoming) -> tuple[str, ...]:
+    async def _abort(self, incoming: _Incoming, reason: str = "") -> Aborted:
         incoming.pages.cancel()
-        restoring = incoming.answers.get("restore")
-        if restoring is not None and not restoring.done():
-            restoring.cancel()
-            await asyncio.wait([restoring])
-        return await incoming.arrival.abort()
+        acting = [each for step, each in incoming.answers.items() if step == "restore" or step.startswith(HOOKS)]
+        acting = [each for each in acting if not each.done()]
+        for each in acting:
+            each.cancel()
+        if acting:
+            await asyncio.wait(acting)
+        return await incoming.arrival.abort(reason)
 
     async def _once(self, incoming: _Incoming, step: str, act: Callable[[], Awaitable[R]]) -> R:
         """Do a step that was not begun yet; give the answer of one that was. A caller that leaves does not end it."""

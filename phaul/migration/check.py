@@ -9,6 +9,7 @@ import asyncio
 from dataclasses import replace
 
 from phaul.migration import check_report, mode, preflight
+from phaul.migration.both_hooks import hook_problems
 from phaul.migration.facts import CheckReport, MigrationRequest
 from phaul.migration.host import Host
 from phaul.migration.peer import PeerAgent
@@ -22,14 +23,22 @@ async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> Check
     workload = await host.workload.inspect(request.root_pid)
     source, destination = await asyncio.gather(
         host.describe(),
-        peer.observe(preflight.wanted_ids(workload), workload.files),
+        peer.observe(preflight.wanted_ids(workload), workload.files, request.hooks),
     )
     problems = (
         *preflight.compare(request, workload, source, destination),
         *preflight.agents_problems(request, await peer.own_address(), peer.name),
         *mode.problems(request, source),
     )
-    found = CheckReport(source=source, destination=destination.host, workload=workload, problems=problems)
+    found = CheckReport(
+        source=source,
+        destination=destination.host,
+        workload=workload,
+        problems=problems,
+        source_hooks=host.hooks.find(request.hooks),
+        destination_hooks=destination.hooks,
+    )
+    found = replace(found, problems=(*hook_problems(found), *problems))
     return replace(
         found,
         fine=check_report.fine(workload, source, destination, problems),

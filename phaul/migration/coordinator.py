@@ -15,14 +15,13 @@ from phaul.errors import (
     CancelledByUserError,
     DefectError,
     DumpError,
-    LeftoversError,
     PhaulError,
-    RolledBackError,
     SwitchoverError,
     UnreachableError,
 )
 from phaul.migration import preflight
 from phaul.migration.account import account
+from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import check
 from phaul.migration.events import (
     EventSink,
@@ -35,7 +34,8 @@ from phaul.migration.events import (
     Started,
     Warning,
 )
-from phaul.migration.facts import AddressFacts, MigrationRequest, Mode, Severity, WorkloadFacts
+from phaul.migration.facts import AddressFacts, HookRun, MigrationRequest, Mode, Severity, WorkloadFacts
+from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
 from phaul.migration.interfaces import DumpRequest, HeldDump, TreeHandle
 from phaul.migration.journal import Data, Journal, Mark
@@ -49,7 +49,7 @@ from phaul.migration.resuming import resume
 from phaul.migration.rounds import PreCopy
 from phaul.migration.sending import Sending
 from phaul.migration.timeline import Timeline
-from phaul.migration.undo import UndoStack, as_undo, end
+from phaul.migration.undo import UndoStack, as_undo, end, rolled_back, see_through
 from phaul.migration.verification import Verification
 from phaul.units import MIB
 
@@ -82,7 +82,10 @@ class Coordinator:
         self._undo = UndoStack()
         self._limits = Limits(host.clock, lambda: not self.committed)
         self._warnings: list[str] = []
+        self._reason = ""  # for undoing everything
         self._rounds: PreCopy | None = None
+        self._hooks = BothHooks(migration_id, request, host, peer, events, journal, self._warn)
+        self._hooks_there: tuple[HookRun, ...] = ()  # of the destination's rollback
         self.committed = False
         self.killed = False
 
@@ -114,7 +117,8 @@ class Coordinator:
         await self._enter(Phase.PREFLIGHT)
         facts, addresses = await self._preflight()
         identity = await self._host.workload.identify(facts.root_pid)
-        await self._journal.write(Mark.PLANNED, plan(facts, addresses, self._request, identity))
+        planned = plan(facts, addresses, self._request, identity)
+        await self._journal.write(Mark.PLANNED, planned | self._hooks.as_data())
 
         await self._enter(Phase.PREPARE)
         await self._prepare(facts, addresses)
@@ -123,26 +127,33 @@ class Coordinator:
             await self._enter(Phase.PRECOPY)
             await self._precopy(facts)
 
+        await self._hooks.run(Stage.PRE_DUMP)
         await self._enter(Phase.FREEZE)
         held = await self._freeze(facts, addresses)
         tree = await self._keeper.hold()
         self._undo.add("the tasks' standing still", as_undo(tree.release))
+        await self._hooks.run(Stage.POST_DUMP)
 
         await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
             image_bytes = await self._peer.send_images(self._id, self._images)
 
         await self._enter(Phase.RESTORE)
+        await self._hooks.run(Stage.PRE_RESTORE)
         verified = asyncio.create_task(self._verify(tree))
         self._undo.add("the comparison of the memory", lambda: end(verified))
+        await self._hooks.run(Stage.SETUP_NAMESPACES, there=False)  # the destination's run within its restore
         with self._timeline.step("restore", Role.DESTINATION):
             copy = await self._peer.restore(self._id)
+        self._hooks.tell(Role.DESTINATION, copy.hooks)
         await verified
+        await self._hooks.run(Stage.POST_RESTORE)
 
         await self._enter(Phase.SWITCHOVER)
         await self._journal.write(Mark.SWITCHING)
         with self._timeline.step("move addresses"):
             await self._give_up(addresses)
+        await self._hooks.run(Stage.SWITCHOVER)
 
         await self._enter(Phase.COMMIT)
         if (word := await self._peer.word(self._id)) is not Word.HELD:
@@ -155,10 +166,12 @@ class Coordinator:
             with self._timeline.step("resume", Role.DESTINATION):
                 self._warnings += await resume(self._peer, self._id, self._host.clock, self._warn)
             self._timeline.resumed_us = self._host.clock.monotonic_us()
+            self._hooks.resumed()
             await self._note(Mark.RESUMED)
         finally:
             await self._enter(Phase.CLEANUP)
             await self._clean_up(facts, held)
+        await self._hooks.settled()
         await self._note(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         await self._learn()
         warnings = tuple(self._warnings)
@@ -184,12 +197,15 @@ class Coordinator:
             self._warn(problem.message)
         self._mode, reason = choose(self._request, facts, found.source)
         self._events.emit(ModeChosen(self._mode, reason))
-        return facts, preflight.resolve_addresses(self._request, found.source)
+        addresses = preflight.resolve_addresses(self._request, found.source)
+        self._hooks.found(facts, found, preflight.destination_addresses(self._request, addresses))
+        await self._hooks.preflight()
+        return facts, addresses
 
     async def _prepare(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> None:
         """Room on both hosts, a keeper and a connection for the memory, before anything is frozen."""
         self._undo.add("images on this host", lambda: self._host.rooms.release(self._id))
-        self._images = await self._host.rooms.make(self._id, SMALL_IMAGES_BYTES)
+        self._images = self._hooks.images = await self._host.rooms.make(self._id, SMALL_IMAGES_BYTES)
         self._keeper = await self._host.workload.keeper(facts)
         self._undo.add("the keeper", self._keeper.close)
         self._undo.add("the reservation on the destination", self._abort_destination)
@@ -205,6 +221,8 @@ class Coordinator:
                 shell_job=facts.needs_shell_job,
                 source_port=self._host.peer_port(),
                 source_peer="",
+                hooks=self._request.hooks,
+                destination_host=self._hooks.destination_host,
             )
         )
         self._undo.add("the page channel", as_undo(channel.close))
@@ -332,30 +350,15 @@ class Coordinator:
 
     async def _roll_back(self, error: PhaulError) -> PhaulError:
         """Undo everything, however often the task is cancelled meanwhile; give the error to raise."""
-        unwinding = asyncio.ensure_future(self._unwind())
-        while not unwinding.done():
-            try:
-                await asyncio.shield(unwinding)
-            except asyncio.CancelledError:
-                continue
-        leftovers = unwinding.result()
-        if leftovers:
-            result: PhaulError = LeftoversError(
-                f"{error.message}; the workload runs on the source, but something was left behind",
-                hint=error.hint,
-                detail="\n".join(filter(None, [error.detail, *leftovers])),
-            )
-        elif isinstance(error, RolledBackError | DefectError):
-            result = error
-        else:
-            result = RolledBackError(error.message, hint=error.hint, detail=error.detail)
-        return result
+        return rolled_back(error, await see_through(self._unwind(error)))
 
-    async def _unwind(self) -> tuple[str, ...]:
+    async def _unwind(self, error: PhaulError) -> tuple[str, ...]:
         if not self._journal.records:
             return ()  # nothing was planned yet, so there is nothing to undo and nothing to remember
         await self._note(Mark.ROLLING_BACK)
+        self._reason = error.message
         leftovers = await self._undo.unwind()
+        await self._hooks.rolled_back(error.message, self._hooks_there)
         if not leftovers:
             await self._note(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
         return leftovers
@@ -379,12 +382,13 @@ class Coordinator:
 
     async def _abort_destination(self) -> None:
         try:
-            leftovers = await self._peer.abort(self._id, "the source rolled back")
+            aborted = await self._peer.abort(self._id, self._reason, self._hooks.rollback_seconds)
         except UnreachableError as error:
             self._warn(f"{error.message}; it will ask this host what became of the migration, and undo its part")
             return
-        if leftovers:
-            raise PhaulError("; ".join(leftovers))
+        self._hooks_there = aborted.hooks
+        if aborted.leftovers:
+            raise PhaulError("; ".join(aborted.leftovers))
 
     async def _enter(self, phase: Phase) -> None:
         self._timeline.enter(phase)

@@ -12,21 +12,22 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from phaul.errors import DefectError, LostError, PhaulError, RestoreError, SwitchoverError
+from phaul.errors import DefectError, HookError, LostError, PhaulError, RestoreError, SwitchoverError
 from phaul.migration import lazy
+from phaul.migration.arrival_hooks import ArrivalHooks
 from phaul.migration.events import Outcome, Phase, Role
-from phaul.migration.facts import AddressFacts
+from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
 from phaul.migration.interfaces import HeldRestore, RestoreRequest, TreeIdentity
-from phaul.migration.journal import Data, Journal, Mark, last_of
+from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.lazy import Loader, Loading, LoadingState
-from phaul.migration.peer import Reservation, RestoredCopy
+from phaul.migration.peer import Aborted, Reservation, RestoredCopy
 from phaul.migration.recovery import Tree
+from phaul.migration.reserving import room_bytes
 from phaul.migration.undo import UndoStack
 from phaul.units import MIB
 
 SMALL_IMAGES_BYTES = 256 * MIB  # room for what is not memory
-MEMORY_SLACK_BYTES = 64 * MIB  # a workload may grow between preflight and freeze; a tenth more, and this
 ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it is said more than once
 
 REAPED_LOOKS = 500  # for the kernel to free a killed copy, and for us to reap it
@@ -34,17 +35,6 @@ REAPED_LOOK_SECONDS = 0.02  # between two looks
 RUNS_LOOKS = 5  # that must all find a copy running before it is believed
 LOADED_LOOK_SECONDS = 0.05  # between two looks at a copy that runs and whose pages are being loaded
 LAZY = "lazy"  # in a HELD record: a loader puts the pages of this copy in place
-
-
-def room_bytes(memory_bytes: int) -> int:
-    """How much memory the pages of a workload of this size may take at most."""
-    return memory_bytes + memory_bytes // 10 + MEMORY_SLACK_BYTES
-
-
-def reservation_of(data: Data) -> Reservation:
-    """Read a reservation out of the record that announced it."""
-    addresses = tuple(AddressFacts(**each) for each in data["addresses"])
-    return Reservation(**{**data, "addresses": addresses})
 
 
 class Arrival:
@@ -70,6 +60,7 @@ class Arrival:
         self.loading: Loading | None = None  # of a copy that runs, until all its pages are in place
         self.lost: Callable[[LostError], None] = lambda _: None  # told when they never will be
         self.images = Path()
+        self.hooks = ArrivalHooks(host, reservation, journal, lambda: self.images)
         self.resumed = False
         self.aborted = False
 
@@ -114,9 +105,10 @@ class Arrival:
         self.phase = Phase.RESTORE
         held = await self._hold_lazily() or await self._hold()
         self._undo.add("the restored copy", self._discard)
+        await self.hooks.restored()
         await self._host.reached(Role.DESTINATION, Phase.RESTORE)
         await self._record_held(held, is_lazy=self._loader is not None)
-        self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us)
+        self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us, self.hooks.of_restore)
         return self._copy
 
     async def resume(self) -> tuple[str, ...]:
@@ -143,6 +135,7 @@ class Arrival:
             await self._host.network.announce(self.reservation.addresses)
         except PhaulError as error:
             warnings.append(f"the neighbours could not be told of the new place: {error.message}")
+        self.hooks.resumed()
         self._announcing = asyncio.create_task(self._announce_again())
         self._cleaning = asyncio.create_task(self._clean_up_or_tell())
         return tuple(warnings)
@@ -165,18 +158,20 @@ class Arrival:
         self._undo.forget()
         await self._host.network.unfence(self._id)
         await self._host.network.announce(self.reservation.addresses)
+        self.hooks.resumed()
         await self._clean_up()
 
-    async def abort(self) -> tuple[str, ...]:
-        """Undo everything; give what was left behind. Raises `DefectError` once the copy was let run."""
+    async def abort(self, reason: str = "") -> Aborted:
+        """Undo everything, then run the hooks of rollback. Raises `DefectError` once the copy was let run."""
         if self.resumed:
             raise DefectError("the source asked to abort a migration whose workload already runs here")
         self.aborted = True
         await self._journal.write(Mark.ABORTING)
         leftovers = await self._undo.unwind()
+        ran = await self.hooks.run_once(Stage.ROLLBACK, reason=reason)
         if not leftovers:
             await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
-        return leftovers
+        return Aborted(leftovers, ran)
 
     async def settled(self) -> None:
         """Wait for the cleaning up that `resume` left to do, and leave off telling the neighbours again.
@@ -235,6 +230,7 @@ class Arrival:
             return None
 
     async def _hold(self, *, is_lazy: bool = False) -> HeldRestore:
+        self.hooks.restore_begins()
         gate = self._host.engine.restore(
             RestoreRequest(
                 migration_id=self._id,
@@ -243,11 +239,19 @@ class Arrival:
                 keep_connections=self.reservation.keep_connections,
                 shell_job=self.reservation.shell_job,
                 lazy=is_lazy,
+                setting_up=self._set_up,
             )
         )
         self._held = await gate.__aenter__()
         self._gate = gate
         return self._held
+
+    async def _set_up(self) -> None:
+        try:
+            await self.hooks.set_up()
+        except HookError:
+            if not self.resumed:  # past COMMIT nothing but the copy counts
+                raise
 
     async def _kill_copy(self) -> None:
         """See that nothing is left of the copy that was held last, whatever became of its CRIU."""
@@ -365,6 +369,7 @@ class Arrival:
         if self._loader is not None:
             await self._loader.close()
         await self._host.rooms.release(self._id)
+        await self.hooks.settled()
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
 
     async def _see_loaded(self) -> None:

@@ -148,6 +148,19 @@ class RoundFinished:
 
 
 @dataclass(frozen=True, slots=True)
+class HookRan:
+    """An action script has ended on one of the hosts; the fields are those of `facts.HookRun`."""
+
+    host: Role
+    stage: str
+    path: str
+    exit_status: int
+    duration_us: int
+    output: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Finished:
     """The last event: `report` when completed, `error` otherwise."""
 
@@ -156,7 +169,7 @@ class Finished:
     error: PhaulError | None = None
 
 
-Event = Started | PhaseStarted | ModeChosen | RoundFinished | Progress | Warning | Finished
+Event = Started | PhaseStarted | ModeChosen | RoundFinished | Progress | Warning | HookRan | Finished
 
 
 class EventSink(Protocol):

@@ -68,6 +68,34 @@ class Problem:
 
 
 @dataclass(frozen=True, slots=True)
+class HookFacts:
+    """An action script that would be run on one host. `problem` is a clause on why it must not be; "" where it may.
+
+    `stage` is "" for one that is run at every stage (`--hook`).
+    """
+
+    stage: str
+    path: str
+    problem: str = ""
+    timeout_seconds: float = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HookRun:
+    """An action script that has ended. `problem` is a clause on how it failed; "" where it did not.
+
+    `exit_status` is minus the signal's number for one that was ended by a signal; `output` its last lines.
+    """
+
+    stage: str
+    path: str
+    exit_status: int
+    duration_us: int
+    output: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class TaskFacts:
     """One process of the tree. IDs are those of the PID namespace the source agent lives in."""
 
@@ -195,6 +223,7 @@ class DestinationFacts:
     taken_ids: tuple[int, ...] = ()  # of the PIDs and thread IDs asked for, those in use here
     local_addresses: tuple[str, ...] = ()  # every address that is local here, loopback and link scope included
     occupied: Occupancy = field(default_factory=Occupancy)
+    hooks: tuple[HookFacts, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,6 +251,7 @@ class MigrationRequest:
     max_downtime_seconds: float = 0  # the pause that is acceptable; 0: not said
     max_rounds: int = 0  # of pre-copy; 0: not said
     on_stall: OnStall = OnStall.REFUSE
+    hooks: tuple[str, ...] = ()  # paths of action scripts, there on both hosts, that are run at every stage
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +264,8 @@ class CheckReport:
     problems: tuple[Problem, ...] = field(default=())
     fine: tuple[str, ...] = ()  # what was looked at and is no problem, a few words each
     expected_downtime_us: int = 0  # a rough guess from memory and count of tasks; 0 where refused
+    source_hooks: tuple[HookFacts, ...] = ()  # in the order in which they would be run, those of `--hook` last
+    destination_hooks: tuple[HookFacts, ...] = ()
 
     @property
     def refused(self) -> bool:

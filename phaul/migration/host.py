@@ -6,10 +6,11 @@ Made by `agent.wiring`; tests bring fakes.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from phaul.migration.events import Phase, Role
 from phaul.migration.facts import HostFacts
+from phaul.migration.hooks import Hooks, NoHooks
 from phaul.migration.interfaces import Clock, Engine, ImageRooms, NetworkIdentity, OutcomeStore, Workload
 from phaul.migration.throttle import Throttle
 
@@ -31,4 +32,5 @@ class Host:
     clock: Clock
     describe: Callable[[], Awaitable[HostFacts]]
     peer_port: Callable[[], int] = lambda: 0  # where this host's agent listens for others; 0 before it does
+    hooks: Hooks = field(default_factory=NoHooks)
     reached: Callable[[Role, Phase], Awaitable[None]] = _no_fault  # told as each phase begins: a point for faults

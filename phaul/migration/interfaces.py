@@ -233,6 +233,8 @@ class RestoreRequest:
     keep_connections: bool
     shell_job: bool
     lazy: bool = False  # leave the pages to the loader that was made for this migration
+    # Awaited once the copy's own namespaces are there, where it has any; what it raises ends the restore.
+    setting_up: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

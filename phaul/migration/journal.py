@@ -33,6 +33,8 @@ class Mark(StrEnum):
     RUNNING = "running"  # the copy runs
     ABORTING = "aborting"
     # on both
+    HOOKS = "hooks"  # action scripts of a stage past the decision, which are run once; names the stage
+    HOOKS_RAN = "hooks_ran"  # they have ended, however
     RESOLVED = "resolved"  # what a person decided, here or (`RESUME_THERE`) on the other host, and what was known then
     ENDED = "ended"  # every act before is done or undone; names the outcome
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, Compression, DestinationFacts, FileFacts
+from phaul.migration.facts import AddressFacts, Compression, DestinationFacts, FileFacts, HookRun
+from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.recovery import Word
 
@@ -74,6 +75,8 @@ class Reservation:
     addresses: tuple[AddressFacts, ...]  # the device is the destination's
     keep_connections: bool
     shell_job: bool
+    hooks: tuple[str, ...] = ()  # paths of action scripts that are run at every stage
+    destination_host: str = ""  # as it named itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,15 @@ class RestoredCopy:
     pid: int
     page_bytes: int
     restore_us: int
+    hooks: tuple[HookRun, ...] = ()  # that ran meanwhile
+
+
+@dataclass(frozen=True, slots=True)
+class Aborted:
+    """What the destination says of having undone its part."""
+
+    leftovers: tuple[str, ...] = ()
+    hooks: tuple[HookRun, ...] = ()
 
 
 class PeerAgent(Protocol):
@@ -96,8 +108,14 @@ class PeerAgent(Protocol):
         """HOST:PORT as it was reached."""
         ...
 
-    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
-        """What the destination is, and has of what the workload needs."""
+    async def observe(
+        self, ids: Sequence[int], files: Sequence[FileFacts], hooks: Sequence[str] = ()
+    ) -> DestinationFacts:
+        """What the destination is, and has of what the workload needs; `hooks` are paths of action scripts."""
+        ...
+
+    async def run_hooks(self, stage: str, scene: HookScene, deadline_seconds: float) -> tuple[HookRun, ...]:
+        """Have the hooks of a stage run over there, up to the first that fails; wait for those of post-resume."""
         ...
 
     async def prepare(self, reservation: Reservation) -> PageChannel:
@@ -132,8 +150,8 @@ class PeerAgent(Protocol):
         """Say that the source tree is dead: the copy runs from here on. Returns warnings."""
         ...
 
-    async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
-        """Have everything undone over there; returns what could not be."""
+    async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:
+        """Have everything undone over there, its hooks of rollback run, which may take `deadline_seconds`."""
         ...
 
     async def close(self) -> None:

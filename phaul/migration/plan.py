@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from ipaddress import IPv6Address, ip_address
+from typing import Any
 
 from phaul.migration.facts import AddressFacts, ConnectionFacts, MigrationRequest, WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
@@ -16,7 +17,7 @@ from phaul.migration.journal import Data
 
 def plan(
     facts: WorkloadFacts, addresses: tuple[AddressFacts, ...], request: MigrationRequest, identity: TreeIdentity
-) -> Data:
+) -> dict[str, Any]:
     """What the source's journal keeps of a migration, to undo it or see it through after a crash."""
     return {
         "tree": identity.as_data(),

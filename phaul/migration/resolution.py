@@ -86,6 +86,8 @@ MARKS = {
     Mark.RESUMING: "the copy was about to be let run",
     Mark.RUNNING: "the copy runs",
     Mark.ABORTING: "the copy was about to be thrown away",
+    Mark.HOOKS: "action scripts were about to be run",
+    Mark.HOOKS_RAN: "action scripts had run",
     Mark.ENDED: "ended",
 }
 RESOLUTIONS = {

@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 
 from phaul.errors import LostError, PhaulError, UnreachableError
 from phaul.migration.destination import Arrival
-from phaul.migration.events import Outcome
+from phaul.migration.events import Outcome, Role
+from phaul.migration.hooks import HookScene, HostHooks, Stage
 from phaul.migration.host import Host
 from phaul.migration.interfaces import TreeIdentity, Workload
 from phaul.migration.journal import Data, Journal, Mark, last_of
@@ -105,6 +106,7 @@ async def settle_source(
                     attempt += 1
             case SourceAct.TIDY_UP:
                 await _tidy_up(migration_id, journal, host)
+                await _hooks(migration_id, journal, host).run_once(Stage.POST_RESUME)
                 await journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
                 return Outcome.COMPLETED
             case SourceAct.ROLL_BACK | SourceAct.ENDED_BY_ITSELF:
@@ -225,7 +227,19 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
     leftovers: Sequence[str] = await undo.unwind()
     if leftovers:
         raise PhaulError("something was left behind: " + "; ".join(leftovers))
+    await _hooks(migration_id, journal, host).run_once(Stage.ROLLBACK, reason="the agent was restarted")
     await journal.write(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
+
+
+def _hooks(migration_id: str, journal: Journal, host: Host) -> HostHooks:
+    plan = last_of(journal.records, Mark.PLANNED)
+    assert plan is not None
+    source, destination = plan.data.get("hosts", ("", ""))
+    addresses, files = planned_addresses(plan.data), tuple(plan.data.get("hooks", ()))
+    scene = HookScene(
+        migration_id, int(plan.data["root_pid"]), str(plan.data["command"]), source, destination, addresses, files
+    )
+    return HostHooks(host.hooks, Role.SOURCE, scene, journal)
 
 
 async def _put_quota_back(journal: Journal, host: Host) -> None:

@@ -6,7 +6,12 @@ Used by the coordinator and the destination; the first rule of both is that no a
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, TypeVar
+
+from phaul.errors import DefectError, LeftoversError, PhaulError, RolledBackError
+
+T = TypeVar("T")
 
 
 class UndoStack:
@@ -42,6 +47,19 @@ class UndoStack:
         return tuple(leftovers)
 
 
+def rolled_back(error: PhaulError, leftovers: Sequence[str]) -> PhaulError:
+    """Give the error to raise when everything was undone because of `error`, apart from `leftovers`."""
+    if leftovers:
+        return LeftoversError(
+            f"{error.message}; the workload runs on the source, but something was left behind",
+            hint=error.hint,
+            detail="\n".join(filter(None, [error.detail, *leftovers])),
+        )
+    if isinstance(error, RolledBackError | DefectError):
+        return error
+    return RolledBackError(error.message, hint=error.hint, detail=error.detail)
+
+
 def as_undo(act: Callable[[], object]) -> Callable[[], Awaitable[None]]:
     """Make an undo of something that does not wait."""
 
@@ -49,6 +67,17 @@ def as_undo(act: Callable[[], object]) -> Callable[[], Awaitable[None]]:
         act()
 
     return undo
+
+
+async def see_through(act: Coroutine[Any, Any, T]) -> T:
+    """Wait for something that must not be broken off, however often this task is cancelled meanwhile."""
+    acting = asyncio.ensure_future(act)
+    while not acting.done():
+        try:
+            await asyncio.shield(acting)
+        except asyncio.CancelledError:
+            continue
+    return acting.result()
 
 
 async def end(task: asyncio.Task[None]) -> None:

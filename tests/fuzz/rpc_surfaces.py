@@ -46,6 +46,7 @@ PEER_METHODS: tuple[tuple[str, type[Message]], ...] = (
     ("Resume", peer_pb2.ResumeRequest),
     ("Abort", peer_pb2.AbortRequest),
     ("AskWord", peer_pb2.AskWordRequest),
+    ("RunHooks", peer_pb2.RunHooksRequest),
 )
 WAITS = {"ReceivedPages", "PageDigests", "ReceivedChunk", "Restore"}
 PERSON_METHODS: tuple[tuple[str, type[Message]], ...] = (

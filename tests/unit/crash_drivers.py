@@ -21,13 +21,15 @@ from phaul.migration.facts import (
     AddressFacts,
     DestinationFacts,
     FileFacts,
+    HookRun,
     HostFacts,
 )
+from phaul.migration.hooks import HookScene
 from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PreDumped, PreDumpRequest, RestoreRequest
 from phaul.migration.journal import Data, Mark, Record, last_of
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.migration.page_images import Digests, PageImage
-from phaul.migration.peer import PageChannel, Reservation, RestoredCopy
+from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word, source_word
 from phaul.transfer.page_store import Received
 
@@ -287,10 +289,13 @@ class SimPeer:
     async def own_address(self) -> str:
         return ""
 
-    async def observe(self, ids: Sequence[int], files: Sequence[FileFacts]) -> DestinationFacts:
+    async def observe(
+        self, ids: Sequence[int], files: Sequence[FileFacts], hooks: Sequence[str] = ()
+    ) -> DestinationFacts:
         async def act() -> DestinationFacts:
             taken, seen, _ = await self._there.host.workload.observe(ids, files)
-            return DestinationFacts(await self._there.host.describe(), seen, taken, ("127.0.0.1",))
+            found = self._there.host.hooks.find(hooks)
+            return DestinationFacts(await self._there.host.describe(), seen, taken, ("127.0.0.1",), hooks=found)
 
         return await self._send("observe", act)
 
@@ -333,8 +338,11 @@ class SimPeer:
     async def resume(self, migration_id: str) -> tuple[str, ...]:
         return await self._send("resume", lambda: self._there.arrivals.resume(migration_id))
 
-    async def abort(self, migration_id: str, reason: str) -> tuple[str, ...]:
+    async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:
         return await self._send("abort", lambda: self._there.arrivals.abort(migration_id))
+
+    async def run_hooks(self, stage: str, scene: HookScene, deadline_seconds: float) -> tuple[HookRun, ...]:
+        return await self._send("run_hooks", lambda: self._there.arrivals.run_hooks(stage, scene))
 
     async def word(self, migration_id: str) -> Word:
         async def act() -> Word:

@@ -18,15 +18,17 @@ from typing import Any, NoReturn, TypeVar, cast
 from phaul import __version__
 from phaul.errors import DumpError, PhaulError
 from phaul.lab.fake_machine import AgentKilledError, FakeMachine, FakeTree, TreeState
-from phaul.lab.fakes import FakeNetwork, FakeOutcomes, FakeThrottle, FakeWorkload
+from phaul.lab.fakes import FakeHooks, FakeNetwork, FakeOutcomes, FakeThrottle, FakeWorkload
 from phaul.migration.arrivals import Arrivals
 from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import Event, Outcome
 from phaul.migration.facts import (
     AddressRequest,
+    HookFacts,
     HostFacts,
     MigrationRequest,
 )
+from phaul.migration.hooks import AFTER_THE_DECISION, Stage
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, ended, last_of
 from phaul.migration.peer import Reservation
@@ -56,6 +58,8 @@ from tests.unit.crash_drivers import (
 
 T = TypeVar("T")
 
+HOOKED = (Stage.PRE_DUMP, Stage.SETUP_NAMESPACES, Stage.SWITCHOVER, *AFTER_THE_DECISION)
+
 
 async def no_digests(_: object) -> tuple[bytes, ...]:
     """The memory of a tree in this world is always b""."""
@@ -69,6 +73,7 @@ class SimHost:
         self.world = world
         self.name = name
         self.machine = FakeMachine(name, fault=self._fault, agent_alive=self._alive)
+        self.machine.hooks = [HookFacts(stage, f"/{stage}", timeout_seconds=1.0) for stage in HOOKED]
         self.journals = SimJournals(world, self)
         self.rooms: dict[str, Room] = {}
         self.process = Process()
@@ -120,6 +125,7 @@ class SimHost:
             FakeOutcomes(machine),
             SimClock(world),
             describe,
+            hooks=FakeHooks(machine),
         )
         self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digests)
         for migration_id, journal in self.journals.by_id.items():
@@ -333,6 +339,14 @@ class World:
             for journal in host.journals.by_id.values():
                 if journal.records and not ended(journal.records):
                     self._violated(f"the journal of {host.name} ends with {journal.records[-1].mark}")
+            if any(journal.records for journal in host.journals.by_id.values()):
+                self._check_hooks(host, Stage.POST_RESUME if running[0] is self.destination else Stage.ROLLBACK)
+
+    def _check_hooks(self, host: SimHost, ending: Stage) -> None:
+        """The hooks of how it ended have run, once but for those that say so, and those of the other end have not."""
+        last = [told for told in host.machine.hooks_ran if told["PHAUL_STAGE"] in AFTER_THE_DECISION]
+        if {told["PHAUL_STAGE"] for told in last} != {ending} or sum("PHAUL_REPEATED" not in told for told in last) > 1:
+            self._violated(f"the hooks that {host.name} ran at the end were {last}")
 
 
 def _task_in_process(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> Any:

@@ -37,6 +37,8 @@ def test_who_configures_nothing_is_safe() -> None:
         ("runtime_dir", "/run/x", Path("/run/x")),
         ("state_dir", "/var/x", Path("/var/x")),
         ("children_group", "/sys/fs/cgroup/x", Path("/sys/fs/cgroup/x")),
+        ("hooks_dir", "/etc/hooks", Path("/etc/hooks")),
+        ("hook_timeout", "2.5", 2.5),
         ("criu", "/opt/criu", "/opt/criu"),
         ("log_level", "debug", "debug"),
         ("log_format", "json", "json"),

@@ -29,7 +29,7 @@ from tests.generate_errors import PAGE, documented, render
 RANGES = {
     **dict.fromkeys((1, 2, 70), Where.NOT_CONCERNED),
     **dict.fromkeys(range(10, 13), Where.UNTOUCHED),
-    **dict.fromkeys(range(20, 27), Where.SOURCE),
+    **dict.fromkeys(range(20, 28), Where.SOURCE),
     30: Where.SOURCE,
     40: Where.IN_DOUBT,
     41: Where.LOST,

@@ -18,7 +18,8 @@ from phaul.agent.messages import error_from_message, error_to_message, from_mess
 from phaul.errors import PhaulError, TransferError, error_classes
 from phaul.migration import events, facts
 from phaul.migration.facts import FileFacts, FileUse
-from phaul.migration.peer import Reservation, RestoredCopy
+from phaul.migration.hooks import HookScene
+from phaul.migration.peer import Aborted, Reservation, RestoredCopy
 from phaul.rpc.v1 import agent_pb2, facts_pb2, peer_pb2
 
 # Every dataclass that travels, with its message. Those of facts.py and events.py are named like theirs.
@@ -31,6 +32,8 @@ TRAVELLERS: dict[type[Any], type[Message]] = {
     },
     Reservation: peer_pb2.PrepareRequest,
     RestoredCopy: peer_pb2.RestoreReply,
+    Aborted: peer_pb2.AbortReply,
+    HookScene: peer_pb2.HookScene,
 }
 CASES = pytest.mark.parametrize(
     ("kind", "message"), [pytest.param(*case, id=case[0].__name__) for case in TRAVELLERS.items()]

@@ -27,25 +27,25 @@ from phaul.rpc.v1 import facts_pb2 as phaul_dot_rpc_dot_v1_dot_facts__pb2
 from phaul.rpc.v1 import peer_pb2 as phaul_dot_rpc_dot_v1_dot_peer__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18phaul/rpc/v1/agent.proto\x12\x08phaul.v1\x1a\x1dphaul/rpc/v1/dirty_rate.proto\x1a\x18phaul/rpc/v1/facts.proto\x1a\x17phaul/rpc/v1/peer.proto\"\x15\n\x13\x44\x65scribeHostRequest\"+\n\x13StartMigrationReply\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"*\n\x12MigrationReference\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"8\n\x14\x43\x61ncelMigrationReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x17\n\x15ListMigrationsRequest\"E\n\x13ListMigrationsReply\x12.\n\nmigrations\x18\x01 \x03(\x0b\x32\x1a.phaul.v1.MigrationSummary\"\xe3\x02\n\x10MigrationSummary\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.phaul.v1.Role\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x10\n\x08root_pid\x18\x04 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x1e\n\x05phase\x18\x06 \x01(\x0e\x32\x0f.phaul.v1.Phase\x12\"\n\x07outcome\x18\x07 \x01(\x0e\x32\x11.phaul.v1.Outcome\x12\x17\n\x0fstarted_unix_us\x18\x08 \x01(\x03\x12\x15\n\rended_unix_us\x18\t \x01(\x03\x12)\n\x06report\x18\n \x01(\x0b\x32\x19.phaul.v1.MigrationReport\x12\"\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x13.phaul.v1.ErrorInfo\x12\'\n\x07loading\x18\x0c \x01(\x0b\x32\x16.phaul.v1.PagesLoading\"H\n\x0cPagesLoading\x12\x12\n\nleft_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07\x66\x61iling\x18\x03 \x01(\x08\"\xfe\x02\n\x0eMigrationEvent\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0f\n\x07unix_us\x18\x03 \x01(\x03\x12/\n\rphase_started\x18\x04 \x01(\x0b\x32\x16.phaul.v1.PhaseStartedH\x00\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x12.phaul.v1.ProgressH\x00\x12$\n\x07warning\x18\x06 \x01(\x0b\x32\x11.phaul.v1.WarningH\x00\x12&\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x12.phaul.v1.FinishedH\x00\x12$\n\x07started\x18\x08 \x01(\x0b\x32\x11.phaul.v1.StartedH\x00\x12+\n\x0bmode_chosen\x18\t \x01(\x0b\x32\x14.phaul.v1.ModeChosenH\x00\x12\x31\n\x0eround_finished\x18\n \x01(\x0b\x32\x17.phaul.v1.RoundFinishedH\x00\x42\x06\n\x04kind\"\x7f\n\x07Started\x12\x10\n\x08root_pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x11\n\tprocesses\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x06 \x01(\r\".\n\x0cPhaseStarted\x12\x1e\n\x05phase\x18\x01 \x01(\x0e\x32\x0f.phaul.v1.Phase\"m\n\x08Progress\x12\x1e\n\x05phase\x18\x01 \x01(\x0e\x32\x0f.phaul.v1.Phase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x04 \x01(\x04\"\x1a\n\x07Warning\x12\x0f\n\x07message\x18\x01 \x01(\t\":\n\nModeChosen\x12\x1c\n\x04mode\x18\x01 \x01(\x0e\x32\x0e.phaul.v1.Mode\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xd4\x01\n\rRoundFinished\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x12\n\npage_bytes\x18\x02 \x01(\x04\x12\x12\n\nwire_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07send_us\x18\x04 \x01(\x03\x12\x11\n\tfrozen_us\x18\x05 \x01(\x03\x12\x1e\n\x16\x64irty_bytes_per_second\x18\x06 \x01(\x04\x12\x1d\n\x15predicted_downtime_us\x18\x07 \x01(\x03\x12\x1a\n\x12wished_downtime_us\x18\x08 \x01(\x03\x12\x0c\n\x04next\x18\t \x01(\t\"}\n\x08\x46inished\x12\"\n\x07outcome\x18\x01 \x01(\x0e\x32\x11.phaul.v1.Outcome\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x19.phaul.v1.MigrationReport\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.phaul.v1.ErrorInfo\"\xa5\x03\n\x0fMigrationReport\x12\x0f\n\x07new_pid\x18\x01 \x01(\x05\x12\x13\n\x0b\x64owntime_us\x18\x02 \x01(\x03\x12\x11\n\tfreeze_us\x18\x03 \x01(\x03\x12\x10\n\x08total_us\x18\x04 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x06 \x01(\x04\x12\'\n\x06phases\x18\x07 \x03(\x0b\x32\x17.phaul.v1.PhaseDuration\x12\x1d\n\x05steps\x18\x08 \x03(\x0b\x32\x0e.phaul.v1.Step\x12\x10\n\x08warnings\x18\t \x03(\t\x12\x11\n\tprocesses\x18\n \x01(\r\x12\x13\n\x0b\x63onnections\x18\x0b \x01(\r\x12\x11\n\taddresses\x18\x0c \x03(\t\x12\x12\n\nwire_bytes\x18\r \x01(\x04\x12\x12\n\ncompressed\x18\x0e \x01(\x08\x12\x1c\n\x04mode\x18\x0f \x01(\x0e\x32\x0e.phaul.v1.Mode\x12\x0e\n\x06rounds\x18\x10 \x01(\r\x12\x12\n\nsent_bytes\x18\x11 \x01(\x04\x12\x1d\n\x15predicted_downtime_us\x18\x12 \x01(\x03\"D\n\rPhaseDuration\x12\x1e\n\x05phase\x18\x01 \x01(\x0e\x32\x0f.phaul.v1.Phase\x12\x13\n\x0b\x64uration_us\x18\x02 \x01(\x03\"Y\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08start_us\x18\x02 \x01(\x03\x12\x13\n\x0b\x64uration_us\x18\x03 \x01(\x03\x12\x1c\n\x04host\x18\x04 \x01(\x0e\x32\x0e.phaul.v1.Role\"q\n\x0b\x44oubtOption\x12 \n\x06\x63hoice\x18\x01 \x01(\x0e\x32\x10.phaul.v1.Choice\x12 \n\x06safety\x18\x02 \x01(\x0e\x32\x10.phaul.v1.Safety\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x61nger\x18\x04 \x01(\t\"\xa0\x02\n\x0b\x44oubtReport\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.phaul.v1.Role\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x10\n\x08root_pid\x18\x04 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x0f\n\x07settled\x18\x06 \x01(\x08\x12\x0e\n\x06stands\x18\x07 \x01(\t\x12\r\n\x05marks\x18\x08 \x03(\t\x12\x1c\n\x04tree\x18\t \x01(\x0e\x32\x0e.phaul.v1.Tree\x12\x17\n\x0fimages_complete\x18\n \x01(\x08\x12\x1d\n\x05other\x18\x0b \x01(\x0e\x32\x0e.phaul.v1.Word\x12&\n\x07options\x18\x0c \x03(\x0b\x32\x15.phaul.v1.DoubtOption\"W\n\x0eResolveRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12 \n\x06\x63hoice\x18\x02 \x01(\x0e\x32\x10.phaul.v1.Choice\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"D\n\x0cResolveReply\x12\"\n\x07outcome\x18\x01 \x01(\x0e\x32\x11.phaul.v1.Outcome\x12\x10\n\x08warnings\x18\x02 \x03(\t*\xdf\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPHASE_PREFLIGHT\x10\x01\x12\x11\n\rPHASE_PREPARE\x10\x02\x12\x11\n\rPHASE_PRECOPY\x10\x03\x12\x10\n\x0cPHASE_FREEZE\x10\x04\x12\x12\n\x0ePHASE_TRANSFER\x10\x05\x12\x11\n\rPHASE_RESTORE\x10\x06\x12\x14\n\x10PHASE_SWITCHOVER\x10\x07\x12\x10\n\x0cPHASE_COMMIT\x10\x08\x12\x10\n\x0cPHASE_RESUME\x10\t\x12\x11\n\rPHASE_CLEANUP\x10\n*C\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SOURCE\x10\x01\x12\x14\n\x10ROLE_DESTINATION\x10\x02*\xa4\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_RUNNING\x10\x01\x12\x15\n\x11OUTCOME_COMPLETED\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03\x12\x17\n\x13OUTCOME_ROLLED_BACK\x10\x04\x12\x14\n\x10OUTCOME_IN_DOUBT\x10\x05\x12\x10\n\x0cOUTCOME_LOST\x10\x06*a\n\x04Tree\x12\x14\n\x10TREE_UNSPECIFIED\x10\x00\x12\x0e\n\nTREE_ALIVE\x10\x01\x12\r\n\tTREE_HELD\x10\x02\x12\r\n\tTREE_DEAD\x10\x03\x12\x15\n\x11TREE_ANOTHER_BOOT\x10\x04*O\n\x06\x43hoice\x12\x16\n\x12\x43HOICE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HOICE_RESUME_HERE\x10\x01\x12\x15\n\x11\x43HOICE_ABORT_HERE\x10\x02*[\n\x06Safety\x12\x16\n\x12SAFETY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSAFETY_SAFE\x10\x01\x12\x11\n\rSAFETY_UNSAFE\x10\x02\x12\x15\n\x11SAFETY_IMPOSSIBLE\x10\x03\x32\x9a\x05\n\x05\x41gent\x12\x42\n\x0c\x44\x65scribeHost\x12\x1d.phaul.v1.DescribeHostRequest\x1a\x13.phaul.v1.HostFacts\x12:\n\x05\x43heck\x12\x1a.phaul.v1.MigrationRequest\x1a\x15.phaul.v1.CheckReport\x12I\n\x10MeasureDirtyRate\x12\x1a.phaul.v1.DirtyRateRequest\x1a\x19.phaul.v1.DirtyRateReport\x12K\n\x0eStartMigration\x12\x1a.phaul.v1.MigrationRequest\x1a\x1d.phaul.v1.StartMigrationReply\x12J\n\x0eWatchMigration\x12\x1c.phaul.v1.MigrationReference\x1a\x18.phaul.v1.MigrationEvent0\x01\x12O\n\x0f\x43\x61ncelMigration\x12\x1c.phaul.v1.MigrationReference\x1a\x1e.phaul.v1.CancelMigrationReply\x12P\n\x0eListMigrations\x12\x1f.phaul.v1.ListMigrationsRequest\x1a\x1d.phaul.v1.ListMigrationsReply\x12\x44\n\rDescribeDoubt\x12\x1c.phaul.v1.MigrationReference\x1a\x15.phaul.v1.DoubtReport\x12\x44\n\x10ResolveMigration\x12\x18.phaul.v1.ResolveRequest\x1a\x16.phaul.v1.ResolveReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18phaul/rpc/v1/agent.proto\x12\x08phaul.v1\x1a\x1dphaul/rpc/v1/dirty_rate.proto\x1a\x18phaul/rpc/v1/facts.proto\x1a\x17phaul/rpc/v1/peer.proto\"\x15\n\x13\x44\x65scribeHostRequest\"+\n\x13StartMigrationReply\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"*\n\x12MigrationReference\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"8\n\x14\x43\x61ncelMigrationReply\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x17\n\x15ListMigrationsRequest\"E\n\x13ListMigrationsReply\x12.\n\nmigrations\x18\x01 \x03(\x0b\x32\x1a.phaul.v1.MigrationSummary\"\xe3\x02\n\x10MigrationSummary\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.phaul.v1.Role\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x10\n\x08root_pid\x18\x04 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x1e\n\x05phase\x18\x06 \x01(\x0e\x32\x0f.phaul.v1.Phase\x12\"\n\x07outcome\x18\x07 \x01(\x0e\x32\x11.phaul.v1.Outcome\x12\x17\n\x0fstarted_unix_us\x18\x08 \x01(\x03\x12\x15\n\rended_unix_us\x18\t \x01(\x03\x12)\n\x06report\x18\n \x01(\x0b\x32\x19.phaul.v1.MigrationReport\x12\"\n\x05\x65rror\x18\x0b \x01(\x0b\x32\x13.phaul.v1.ErrorInfo\x12\'\n\x07loading\x18\x0c \x01(\x0b\x32\x16.phaul.v1.PagesLoading\"H\n\x0cPagesLoading\x12\x12\n\nleft_bytes\x18\x01 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x02 \x01(\x04\x12\x0f\n\x07\x66\x61iling\x18\x03 \x01(\x08\"\xa5\x03\n\x0eMigrationEvent\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x10\n\x08sequence\x18\x02 \x01(\x04\x12\x0f\n\x07unix_us\x18\x03 \x01(\x03\x12/\n\rphase_started\x18\x04 \x01(\x0b\x32\x16.phaul.v1.PhaseStartedH\x00\x12&\n\x08progress\x18\x05 \x01(\x0b\x32\x12.phaul.v1.ProgressH\x00\x12$\n\x07warning\x18\x06 \x01(\x0b\x32\x11.phaul.v1.WarningH\x00\x12&\n\x08\x66inished\x18\x07 \x01(\x0b\x32\x12.phaul.v1.FinishedH\x00\x12$\n\x07started\x18\x08 \x01(\x0b\x32\x11.phaul.v1.StartedH\x00\x12+\n\x0bmode_chosen\x18\t \x01(\x0b\x32\x14.phaul.v1.ModeChosenH\x00\x12\x31\n\x0eround_finished\x18\n \x01(\x0b\x32\x17.phaul.v1.RoundFinishedH\x00\x12%\n\x08hook_ran\x18( \x01(\x0b\x32\x11.phaul.v1.HookRanH\x00\x42\x06\n\x04kind\"\x7f\n\x07Started\x12\x10\n\x08root_pid\x18\x01 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x02 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x03 \x01(\t\x12\x11\n\tprocesses\x18\x04 \x01(\r\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x13\n\x0b\x63onnections\x18\x06 \x01(\r\".\n\x0cPhaseStarted\x12\x1e\n\x05phase\x18\x01 \x01(\x0e\x32\x0f.phaul.v1.Phase\"m\n\x08Progress\x12\x1e\n\x05phase\x18\x01 \x01(\x0e\x32\x0f.phaul.v1.Phase\x12\x12\n\ndone_bytes\x18\x02 \x01(\x04\x12\x13\n\x0btotal_bytes\x18\x03 \x01(\x04\x12\x18\n\x10\x62ytes_per_second\x18\x04 \x01(\x04\"\x1a\n\x07Warning\x12\x0f\n\x07message\x18\x01 \x01(\t\":\n\nModeChosen\x12\x1c\n\x04mode\x18\x01 \x01(\x0e\x32\x0e.phaul.v1.Mode\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xd4\x01\n\rRoundFinished\x12\x0e\n\x06number\x18\x01 \x01(\r\x12\x12\n\npage_bytes\x18\x02 \x01(\x04\x12\x12\n\nwire_bytes\x18\x03 \x01(\x04\x12\x0f\n\x07send_us\x18\x04 \x01(\x03\x12\x11\n\tfrozen_us\x18\x05 \x01(\x03\x12\x1e\n\x16\x64irty_bytes_per_second\x18\x06 \x01(\x04\x12\x1d\n\x15predicted_downtime_us\x18\x07 \x01(\x03\x12\x1a\n\x12wished_downtime_us\x18\x08 \x01(\x03\x12\x0c\n\x04next\x18\t \x01(\t\"\x8f\x01\n\x07HookRan\x12\x1c\n\x04host\x18\x01 \x01(\x0e\x32\x0e.phaul.v1.Role\x12\r\n\x05stage\x18\x02 \x01(\t\x12\x0c\n\x04path\x18\x03 \x01(\t\x12\x13\n\x0b\x65xit_status\x18\x04 \x01(\x05\x12\x13\n\x0b\x64uration_us\x18\x05 \x01(\x03\x12\x0e\n\x06output\x18\x06 \x01(\t\x12\x0f\n\x07problem\x18\x07 \x01(\t\"}\n\x08\x46inished\x12\"\n\x07outcome\x18\x01 \x01(\x0e\x32\x11.phaul.v1.Outcome\x12)\n\x06report\x18\x02 \x01(\x0b\x32\x19.phaul.v1.MigrationReport\x12\"\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x13.phaul.v1.ErrorInfo\"\xa5\x03\n\x0fMigrationReport\x12\x0f\n\x07new_pid\x18\x01 \x01(\x05\x12\x13\n\x0b\x64owntime_us\x18\x02 \x01(\x03\x12\x11\n\tfreeze_us\x18\x03 \x01(\x03\x12\x10\n\x08total_us\x18\x04 \x01(\x03\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12\x13\n\x0bimage_bytes\x18\x06 \x01(\x04\x12\'\n\x06phases\x18\x07 \x03(\x0b\x32\x17.phaul.v1.PhaseDuration\x12\x1d\n\x05steps\x18\x08 \x03(\x0b\x32\x0e.phaul.v1.Step\x12\x10\n\x08warnings\x18\t \x03(\t\x12\x11\n\tprocesses\x18\n \x01(\r\x12\x13\n\x0b\x63onnections\x18\x0b \x01(\r\x12\x11\n\taddresses\x18\x0c \x03(\t\x12\x12\n\nwire_bytes\x18\r \x01(\x04\x12\x12\n\ncompressed\x18\x0e \x01(\x08\x12\x1c\n\x04mode\x18\x0f \x01(\x0e\x32\x0e.phaul.v1.Mode\x12\x0e\n\x06rounds\x18\x10 \x01(\r\x12\x12\n\nsent_bytes\x18\x11 \x01(\x04\x12\x1d\n\x15predicted_downtime_us\x18\x12 \x01(\x03\"D\n\rPhaseDuration\x12\x1e\n\x05phase\x18\x01 \x01(\x0e\x32\x0f.phaul.v1.Phase\x12\x13\n\x0b\x64uration_us\x18\x02 \x01(\x03\"Y\n\x04Step\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x10\n\x08start_us\x18\x02 \x01(\x03\x12\x13\n\x0b\x64uration_us\x18\x03 \x01(\x03\x12\x1c\n\x04host\x18\x04 \x01(\x0e\x32\x0e.phaul.v1.Role\"q\n\x0b\x44oubtOption\x12 \n\x06\x63hoice\x18\x01 \x01(\x0e\x32\x10.phaul.v1.Choice\x12 \n\x06safety\x18\x02 \x01(\x0e\x32\x10.phaul.v1.Safety\x12\x0e\n\x06reason\x18\x03 \x01(\t\x12\x0e\n\x06\x64\x61nger\x18\x04 \x01(\t\"\xa0\x02\n\x0b\x44oubtReport\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x1c\n\x04role\x18\x02 \x01(\x0e\x32\x0e.phaul.v1.Role\x12\x0c\n\x04peer\x18\x03 \x01(\t\x12\x10\n\x08root_pid\x18\x04 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x05 \x01(\t\x12\x0f\n\x07settled\x18\x06 \x01(\x08\x12\x0e\n\x06stands\x18\x07 \x01(\t\x12\r\n\x05marks\x18\x08 \x03(\t\x12\x1c\n\x04tree\x18\t \x01(\x0e\x32\x0e.phaul.v1.Tree\x12\x17\n\x0fimages_complete\x18\n \x01(\x08\x12\x1d\n\x05other\x18\x0b \x01(\x0e\x32\x0e.phaul.v1.Word\x12&\n\x07options\x18\x0c \x03(\x0b\x32\x15.phaul.v1.DoubtOption\"W\n\x0eResolveRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12 \n\x06\x63hoice\x18\x02 \x01(\x0e\x32\x10.phaul.v1.Choice\x12\r\n\x05\x66orce\x18\x03 \x01(\x08\"D\n\x0cResolveReply\x12\"\n\x07outcome\x18\x01 \x01(\x0e\x32\x11.phaul.v1.Outcome\x12\x10\n\x08warnings\x18\x02 \x03(\t*\xdf\x01\n\x05Phase\x12\x15\n\x11PHASE_UNSPECIFIED\x10\x00\x12\x13\n\x0fPHASE_PREFLIGHT\x10\x01\x12\x11\n\rPHASE_PREPARE\x10\x02\x12\x11\n\rPHASE_PRECOPY\x10\x03\x12\x10\n\x0cPHASE_FREEZE\x10\x04\x12\x12\n\x0ePHASE_TRANSFER\x10\x05\x12\x11\n\rPHASE_RESTORE\x10\x06\x12\x14\n\x10PHASE_SWITCHOVER\x10\x07\x12\x10\n\x0cPHASE_COMMIT\x10\x08\x12\x10\n\x0cPHASE_RESUME\x10\t\x12\x11\n\rPHASE_CLEANUP\x10\n*C\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0f\n\x0bROLE_SOURCE\x10\x01\x12\x14\n\x10ROLE_DESTINATION\x10\x02*\xa4\x01\n\x07Outcome\x12\x17\n\x13OUTCOME_UNSPECIFIED\x10\x00\x12\x13\n\x0fOUTCOME_RUNNING\x10\x01\x12\x15\n\x11OUTCOME_COMPLETED\x10\x02\x12\x13\n\x0fOUTCOME_REFUSED\x10\x03\x12\x17\n\x13OUTCOME_ROLLED_BACK\x10\x04\x12\x14\n\x10OUTCOME_IN_DOUBT\x10\x05\x12\x10\n\x0cOUTCOME_LOST\x10\x06*a\n\x04Tree\x12\x14\n\x10TREE_UNSPECIFIED\x10\x00\x12\x0e\n\nTREE_ALIVE\x10\x01\x12\r\n\tTREE_HELD\x10\x02\x12\r\n\tTREE_DEAD\x10\x03\x12\x15\n\x11TREE_ANOTHER_BOOT\x10\x04*O\n\x06\x43hoice\x12\x16\n\x12\x43HOICE_UNSPECIFIED\x10\x00\x12\x16\n\x12\x43HOICE_RESUME_HERE\x10\x01\x12\x15\n\x11\x43HOICE_ABORT_HERE\x10\x02*[\n\x06Safety\x12\x16\n\x12SAFETY_UNSPECIFIED\x10\x00\x12\x0f\n\x0bSAFETY_SAFE\x10\x01\x12\x11\n\rSAFETY_UNSAFE\x10\x02\x12\x15\n\x11SAFETY_IMPOSSIBLE\x10\x03\x32\x9a\x05\n\x05\x41gent\x12\x42\n\x0c\x44\x65scribeHost\x12\x1d.phaul.v1.DescribeHostRequest\x1a\x13.phaul.v1.HostFacts\x12:\n\x05\x43heck\x12\x1a.phaul.v1.MigrationRequest\x1a\x15.phaul.v1.CheckReport\x12I\n\x10MeasureDirtyRate\x12\x1a.phaul.v1.DirtyRateRequest\x1a\x19.phaul.v1.DirtyRateReport\x12K\n\x0eStartMigration\x12\x1a.phaul.v1.MigrationRequest\x1a\x1d.phaul.v1.StartMigrationReply\x12J\n\x0eWatchMigration\x12\x1c.phaul.v1.MigrationReference\x1a\x18.phaul.v1.MigrationEvent0\x01\x12O\n\x0f\x43\x61ncelMigration\x12\x1c.phaul.v1.MigrationReference\x1a\x1e.phaul.v1.CancelMigrationReply\x12P\n\x0eListMigrations\x12\x1f.phaul.v1.ListMigrationsRequest\x1a\x1d.phaul.v1.ListMigrationsReply\x12\x44\n\rDescribeDoubt\x12\x1c.phaul.v1.MigrationReference\x1a\x15.phaul.v1.DoubtReport\x12\x44\n\x10ResolveMigration\x12\x18.phaul.v1.ResolveRequest\x1a\x16.phaul.v1.ResolveReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phaul.rpc.v1.agent_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PHASE']._serialized_start=3072
-  _globals['_PHASE']._serialized_end=3295
-  _globals['_ROLE']._serialized_start=3297
-  _globals['_ROLE']._serialized_end=3364
-  _globals['_OUTCOME']._serialized_start=3367
-  _globals['_OUTCOME']._serialized_end=3531
-  _globals['_TREE']._serialized_start=3533
-  _globals['_TREE']._serialized_end=3630
-  _globals['_CHOICE']._serialized_start=3632
-  _globals['_CHOICE']._serialized_end=3711
-  _globals['_SAFETY']._serialized_start=3713
-  _globals['_SAFETY']._serialized_end=3804
+  _globals['_PHASE']._serialized_start=3257
+  _globals['_PHASE']._serialized_end=3480
+  _globals['_ROLE']._serialized_start=3482
+  _globals['_ROLE']._serialized_end=3549
+  _globals['_OUTCOME']._serialized_start=3552
+  _globals['_OUTCOME']._serialized_end=3716
+  _globals['_TREE']._serialized_start=3718
+  _globals['_TREE']._serialized_end=3815
+  _globals['_CHOICE']._serialized_start=3817
+  _globals['_CHOICE']._serialized_end=3896
+  _globals['_SAFETY']._serialized_start=3898
+  _globals['_SAFETY']._serialized_end=3989
   _globals['_DESCRIBEHOSTREQUEST']._serialized_start=120
   _globals['_DESCRIBEHOSTREQUEST']._serialized_end=141
   _globals['_STARTMIGRATIONREPLY']._serialized_start=143
@@ -63,35 +63,37 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PAGESLOADING']._serialized_start=744
   _globals['_PAGESLOADING']._serialized_end=816
   _globals['_MIGRATIONEVENT']._serialized_start=819
-  _globals['_MIGRATIONEVENT']._serialized_end=1201
-  _globals['_STARTED']._serialized_start=1203
-  _globals['_STARTED']._serialized_end=1330
-  _globals['_PHASESTARTED']._serialized_start=1332
-  _globals['_PHASESTARTED']._serialized_end=1378
-  _globals['_PROGRESS']._serialized_start=1380
-  _globals['_PROGRESS']._serialized_end=1489
-  _globals['_WARNING']._serialized_start=1491
-  _globals['_WARNING']._serialized_end=1517
-  _globals['_MODECHOSEN']._serialized_start=1519
-  _globals['_MODECHOSEN']._serialized_end=1577
-  _globals['_ROUNDFINISHED']._serialized_start=1580
-  _globals['_ROUNDFINISHED']._serialized_end=1792
-  _globals['_FINISHED']._serialized_start=1794
-  _globals['_FINISHED']._serialized_end=1919
-  _globals['_MIGRATIONREPORT']._serialized_start=1922
-  _globals['_MIGRATIONREPORT']._serialized_end=2343
-  _globals['_PHASEDURATION']._serialized_start=2345
-  _globals['_PHASEDURATION']._serialized_end=2413
-  _globals['_STEP']._serialized_start=2415
-  _globals['_STEP']._serialized_end=2504
-  _globals['_DOUBTOPTION']._serialized_start=2506
-  _globals['_DOUBTOPTION']._serialized_end=2619
-  _globals['_DOUBTREPORT']._serialized_start=2622
-  _globals['_DOUBTREPORT']._serialized_end=2910
-  _globals['_RESOLVEREQUEST']._serialized_start=2912
-  _globals['_RESOLVEREQUEST']._serialized_end=2999
-  _globals['_RESOLVEREPLY']._serialized_start=3001
-  _globals['_RESOLVEREPLY']._serialized_end=3069
-  _globals['_AGENT']._serialized_start=3807
-  _globals['_AGENT']._serialized_end=4473
+  _globals['_MIGRATIONEVENT']._serialized_end=1240
+  _globals['_STARTED']._serialized_start=1242
+  _globals['_STARTED']._serialized_end=1369
+  _globals['_PHASESTARTED']._serialized_start=1371
+  _globals['_PHASESTARTED']._serialized_end=1417
+  _globals['_PROGRESS']._serialized_start=1419
+  _globals['_PROGRESS']._serialized_end=1528
+  _globals['_WARNING']._serialized_start=1530
+  _globals['_WARNING']._serialized_end=1556
+  _globals['_MODECHOSEN']._serialized_start=1558
+  _globals['_MODECHOSEN']._serialized_end=1616
+  _globals['_ROUNDFINISHED']._serialized_start=1619
+  _globals['_ROUNDFINISHED']._serialized_end=1831
+  _globals['_HOOKRAN']._serialized_start=1834
+  _globals['_HOOKRAN']._serialized_end=1977
+  _globals['_FINISHED']._serialized_start=1979
+  _globals['_FINISHED']._serialized_end=2104
+  _globals['_MIGRATIONREPORT']._serialized_start=2107
+  _globals['_MIGRATIONREPORT']._serialized_end=2528
+  _globals['_PHASEDURATION']._serialized_start=2530
+  _globals['_PHASEDURATION']._serialized_end=2598
+  _globals['_STEP']._serialized_start=2600
+  _globals['_STEP']._serialized_end=2689
+  _globals['_DOUBTOPTION']._serialized_start=2691
+  _globals['_DOUBTOPTION']._serialized_end=2804
+  _globals['_DOUBTREPORT']._serialized_start=2807
+  _globals['_DOUBTREPORT']._serialized_end=3095
+  _globals['_RESOLVEREQUEST']._serialized_start=3097
+  _globals['_RESOLVEREQUEST']._serialized_end=3184
+  _globals['_RESOLVEREPLY']._serialized_start=3186
+  _globals['_RESOLVEREPLY']._serialized_end=3254
+  _globals['_AGENT']._serialized_start=3992
+  _globals['_AGENT']._serialized_end=4658
 # @@protoc_insertion_point(module_scope)

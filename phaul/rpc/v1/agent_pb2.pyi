@@ -389,6 +389,7 @@ class MigrationEvent(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     MODE_CHOSEN_FIELD_NUMBER: _builtins.int
     ROUND_FINISHED_FIELD_NUMBER: _builtins.int
+    HOOK_RAN_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     sequence: _builtins.int
     """1 for the first; 0 where the events themselves are no longer known"""
@@ -407,6 +408,8 @@ class MigrationEvent(_message.Message):
     def mode_chosen(self) -> Global___ModeChosen: ...
     @_builtins.property
     def round_finished(self) -> Global___RoundFinished: ...
+    @_builtins.property
+    def hook_ran(self) -> Global___HookRan: ...
     def __init__(
         self,
         *,
@@ -420,12 +423,13 @@ class MigrationEvent(_message.Message):
         started: Global___Started | None = ...,
         mode_chosen: Global___ModeChosen | None = ...,
         round_finished: Global___RoundFinished | None = ...,
+        hook_ran: Global___HookRan | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "mode_chosen", b"mode_chosen", "phase_started", b"phase_started", "progress", b"progress", "round_finished", b"round_finished", "started", b"started", "warning", b"warning"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "hook_ran", b"hook_ran", "kind", b"kind", "mode_chosen", b"mode_chosen", "phase_started", b"phase_started", "progress", b"progress", "round_finished", b"round_finished", "started", b"started", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "kind", b"kind", "migration_id", b"migration_id", "mode_chosen", b"mode_chosen", "phase_started", b"phase_started", "progress", b"progress", "round_finished", b"round_finished", "sequence", b"sequence", "started", b"started", "unix_us", b"unix_us", "warning", b"warning"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finished", b"finished", "hook_ran", b"hook_ran", "kind", b"kind", "migration_id", b"migration_id", "mode_chosen", b"mode_chosen", "phase_started", b"phase_started", "progress", b"progress", "round_finished", b"round_finished", "sequence", b"sequence", "started", b"started", "unix_us", b"unix_us", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["phase_started", "progress", "warning", "finished", "started", "mode_chosen", "round_finished"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["phase_started", "progress", "warning", "finished", "started", "mode_chosen", "round_finished", "hook_ran"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -613,6 +617,48 @@ class RoundFinished(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___RoundFinished: _TypeAlias = RoundFinished  # noqa: Y015
+
+@_typing.final
+class HookRan(_message.Message):
+    """An action script has ended on one of the hosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    STAGE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    EXIT_STATUS_FIELD_NUMBER: _builtins.int
+    DURATION_US_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    host: Global___Role.ValueType
+    stage: _builtins.str
+    path: _builtins.str
+    exit_status: _builtins.int
+    """minus the number of the signal that ended it"""
+    duration_us: _builtins.int
+    output: _builtins.str
+    """its last lines"""
+    problem: _builtins.str
+    """how it failed; "" where it did not"""
+    def __init__(
+        self,
+        *,
+        host: Global___Role.ValueType = ...,
+        stage: _builtins.str = ...,
+        path: _builtins.str = ...,
+        exit_status: _builtins.int = ...,
+        duration_us: _builtins.int = ...,
+        output: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "exit_status", b"exit_status", "host", b"host", "output", b"output", "path", b"path", "problem", b"problem", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HookRan: _TypeAlias = HookRan  # noqa: Y015
 
 @_typing.final
 class Finished(_message.Message):

@@ -169,6 +169,77 @@ class Problem(_message.Message):
 Global___Problem: _TypeAlias = Problem  # noqa: Y015
 
 @_typing.final
+class HookFacts(_message.Message):
+    """An action script that would be run on a host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    TIMEOUT_SECONDS_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    """"" where it is run at every stage"""
+    path: _builtins.str
+    problem: _builtins.str
+    """why it must not be run"""
+    timeout_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        path: _builtins.str = ...,
+        problem: _builtins.str = ...,
+        timeout_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "problem", b"problem", "stage", b"stage", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HookFacts: _TypeAlias = HookFacts  # noqa: Y015
+
+@_typing.final
+class HookRun(_message.Message):
+    """An action script that has ended."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    EXIT_STATUS_FIELD_NUMBER: _builtins.int
+    DURATION_US_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    path: _builtins.str
+    exit_status: _builtins.int
+    """minus the number of the signal that ended it"""
+    duration_us: _builtins.int
+    output: _builtins.str
+    """its last lines"""
+    problem: _builtins.str
+    """how it failed; "" where it did not"""
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        path: _builtins.str = ...,
+        exit_status: _builtins.int = ...,
+        duration_us: _builtins.int = ...,
+        output: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "exit_status", b"exit_status", "output", b"output", "path", b"path", "problem", b"problem", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HookRun: _TypeAlias = HookRun  # noqa: Y015
+
+@_typing.final
 class TaskFacts(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -501,6 +572,7 @@ class DestinationFacts(_message.Message):
     TAKEN_IDS_FIELD_NUMBER: _builtins.int
     LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
     OCCUPIED_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def host(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -511,6 +583,10 @@ class DestinationFacts(_message.Message):
     def local_addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def occupied(self) -> Global___Occupancy: ...
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HookFacts]:
+        """that would be run here"""
+
     def __init__(
         self,
         *,
@@ -519,10 +595,11 @@ class DestinationFacts(_message.Message):
         taken_ids: _abc.Iterable[_builtins.int] | None = ...,
         local_addresses: _abc.Iterable[_builtins.str] | None = ...,
         occupied: Global___Occupancy | None = ...,
+        hooks: _abc.Iterable[Global___HookFacts] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "occupied", b"occupied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "host", b"host", "local_addresses", b"local_addresses", "occupied", b"occupied", "taken_ids", b"taken_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "hooks", b"hooks", "host", b"host", "local_addresses", b"local_addresses", "occupied", b"occupied", "taken_ids", b"taken_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -569,6 +646,7 @@ class MigrationRequest(_message.Message):
     MAX_DOWNTIME_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
     ON_STALL_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
     drop_unaccepted: _builtins.bool
@@ -587,6 +665,10 @@ class MigrationRequest(_message.Message):
     on_stall: Global___OnStall.ValueType
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRequest]: ...
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """paths of action scripts on both hosts, run at every stage"""
+
     def __init__(
         self,
         *,
@@ -602,10 +684,11 @@ class MigrationRequest(_message.Message):
         max_downtime_seconds: _builtins.float = ...,
         max_rounds: _builtins.int = ...,
         on_stall: Global___OnStall.ValueType = ...,
+        hooks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -621,6 +704,8 @@ class CheckReport(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     FINE_FIELD_NUMBER: _builtins.int
     EXPECTED_DOWNTIME_US_FIELD_NUMBER: _builtins.int
+    SOURCE_HOOKS_FIELD_NUMBER: _builtins.int
+    DESTINATION_HOOKS_FIELD_NUMBER: _builtins.int
     expected_downtime_us: _builtins.int
     @_builtins.property
     def source(self) -> Global___HostFacts: ...
@@ -632,6 +717,10 @@ class CheckReport(_message.Message):
     def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
     @_builtins.property
     def fine(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def source_hooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HookFacts]: ...
+    @_builtins.property
+    def destination_hooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HookFacts]: ...
     def __init__(
         self,
         *,
@@ -641,10 +730,12 @@ class CheckReport(_message.Message):
         problems: _abc.Iterable[Global___Problem] | None = ...,
         fine: _abc.Iterable[_builtins.str] | None = ...,
         expected_downtime_us: _builtins.int = ...,
+        source_hooks: _abc.Iterable[Global___HookFacts] | None = ...,
+        destination_hooks: _abc.Iterable[Global___HookFacts] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "expected_downtime_us", b"expected_downtime_us", "fine", b"fine", "problems", b"problems", "source", b"source", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "destination_hooks", b"destination_hooks", "expected_downtime_us", b"expected_downtime_us", "fine", b"fine", "problems", b"problems", "source", b"source", "source_hooks", b"source_hooks", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,7 @@ class ObserveRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     PHAUL_VERSION_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
     phaul_version: _builtins.str
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -79,16 +80,21 @@ class ObserveRequest(_message.Message):
     def files(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.FileFacts]:
         """paths to look at; as the source sees them"""
 
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """paths of action scripts that the person has named"""
+
     def __init__(
         self,
         *,
         ids: _abc.Iterable[_builtins.int] | None = ...,
         files: _abc.Iterable[_facts_pb2.FileFacts] | None = ...,
         phaul_version: _builtins.str = ...,
+        hooks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "ids", b"ids", "phaul_version", b"phaul_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "hooks", b"hooks", "ids", b"ids", "phaul_version", b"phaul_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -108,6 +114,8 @@ class PrepareRequest(_message.Message):
     SHELL_JOB_FIELD_NUMBER: _builtins.int
     SOURCE_PORT_FIELD_NUMBER: _builtins.int
     SOURCE_PEER_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
+    DESTINATION_HOST_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     source_host: _builtins.str
     root_pid: _builtins.int
@@ -119,9 +127,15 @@ class PrepareRequest(_message.Message):
     """where the source's agent listens, on the address that it calls from"""
     source_peer: _builtins.str
     """filled in by the destination"""
+    destination_host: _builtins.str
+    """as it named itself"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AddressFacts]:
         """as they stand on the source; the device is what the destination shall use"""
+
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """paths of action scripts that the person has named"""
 
     def __init__(
         self,
@@ -136,10 +150,12 @@ class PrepareRequest(_message.Message):
         shell_job: _builtins.bool = ...,
         source_port: _builtins.int = ...,
         source_peer: _builtins.str = ...,
+        hooks: _abc.Iterable[_builtins.str] | None = ...,
+        destination_host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "destination_host", b"destination_host", "hooks", b"hooks", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -403,21 +419,27 @@ class RestoreReply(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     PAGE_BYTES_FIELD_NUMBER: _builtins.int
     RESTORE_US_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     page_bytes: _builtins.int
     """received over the page channel"""
     restore_us: _builtins.int
     """CRIU alone"""
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.HookRun]:
+        """those of setup-namespaces"""
+
     def __init__(
         self,
         *,
         pid: _builtins.int = ...,
         page_bytes: _builtins.int = ...,
         restore_us: _builtins.int = ...,
+        hooks: _abc.Iterable[_facts_pb2.HookRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_bytes", b"page_bytes", "pid", b"pid", "restore_us", b"restore_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "page_bytes", b"page_bytes", "pid", b"pid", "restore_us", b"restore_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -489,22 +511,119 @@ class AbortReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     LEFTOVERS_FIELD_NUMBER: _builtins.int
+    HOOKS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def leftovers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """what could not be undone"""
+
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.HookRun]:
+        """those of rollback"""
 
     def __init__(
         self,
         *,
         leftovers: _abc.Iterable[_builtins.str] | None = ...,
+        hooks: _abc.Iterable[_facts_pb2.HookRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["leftovers", b"leftovers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "leftovers", b"leftovers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AbortReply: _TypeAlias = AbortReply  # noqa: Y015
+
+@_typing.final
+class RunHooksRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STAGE_FIELD_NUMBER: _builtins.int
+    SCENE_FIELD_NUMBER: _builtins.int
+    stage: _builtins.str
+    @_builtins.property
+    def scene(self) -> Global___HookScene: ...
+    def __init__(
+        self,
+        *,
+        stage: _builtins.str = ...,
+        scene: Global___HookScene | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["scene", b"scene"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["scene", b"scene", "stage", b"stage"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunHooksRequest: _TypeAlias = RunHooksRequest  # noqa: Y015
+
+@_typing.final
+class HookScene(_message.Message):
+    """What action scripts are told of a migration."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    ROOT_PID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    DESTINATION_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    root_pid: _builtins.int
+    command: _builtins.str
+    source: _builtins.str
+    """names of the hosts"""
+    destination: _builtins.str
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AddressFacts]:
+        """that move, with the device of the destination"""
+
+    @_builtins.property
+    def files(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """paths of action scripts that the person has named"""
+
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        root_pid: _builtins.int = ...,
+        command: _builtins.str = ...,
+        source: _builtins.str = ...,
+        destination: _builtins.str = ...,
+        addresses: _abc.Iterable[_facts_pb2.AddressFacts] | None = ...,
+        files: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "destination", b"destination", "files", b"files", "migration_id", b"migration_id", "root_pid", b"root_pid", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HookScene: _TypeAlias = HookScene  # noqa: Y015
+
+@_typing.final
+class RunHooksReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOOKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hooks(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.HookRun]:
+        """up to the first that failed"""
+
+    def __init__(
+        self,
+        *,
+        hooks: _abc.Iterable[_facts_pb2.HookRun] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RunHooksReply: _TypeAlias = RunHooksReply  # noqa: Y015
 
 @_typing.final
 class AskWordRequest(_message.Message):

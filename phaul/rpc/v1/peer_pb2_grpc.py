@@ -75,6 +75,11 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreReply.FromString,
                 _registered_method=True)
+        self.RunHooks = channel.unary_unary(
+                '/phaul.v1.Peer/RunHooks',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RunHooksRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RunHooksReply.FromString,
+                _registered_method=True)
         self.Resume = channel.unary_unary(
                 '/phaul.v1.Peer/Resume',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ResumeRequest.SerializeToString,
@@ -151,6 +156,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RunHooks(self, request, context):
+        """Runs the action scripts of a stage on this host; those of post-resume run by themselves, and are waited for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Resume(self, request, context):
         """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours.
         """
@@ -214,6 +226,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Restore,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreReply.SerializeToString,
+            ),
+            'RunHooks': grpc.unary_unary_rpc_method_handler(
+                    servicer.RunHooks,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RunHooksRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.RunHooksReply.SerializeToString,
             ),
             'Resume': grpc.unary_unary_rpc_method_handler(
                     servicer.Resume,
@@ -447,6 +464,33 @@ class Peer:
             '/phaul.v1.Peer/Restore',
             phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_peer__pb2.RestoreReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RunHooks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Peer/RunHooks',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.RunHooksRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.RunHooksReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -50,6 +50,8 @@ class PeerStub:
     """A block of an image as it arrived, to see in what it differs."""
     Restore: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
+    RunHooks: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RunHooksRequest, _peer_pb2.RunHooksReply]
+    """Runs the action scripts of a stage on this host; those of post-resume run by themselves, and are waited for."""
     Resume: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
     Abort: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]
@@ -76,6 +78,8 @@ class PeerAsyncStub(PeerStub):
     """A block of an image as it arrived, to see in what it differs."""
     Restore: _aio.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]  # type: ignore[assignment]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
+    RunHooks: _aio.UnaryUnaryMultiCallable[_peer_pb2.RunHooksRequest, _peer_pb2.RunHooksReply]  # type: ignore[assignment]
+    """Runs the action scripts of a stage on this host; those of post-resume run by themselves, and are waited for."""
     Resume: _aio.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]  # type: ignore[assignment]
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
     Abort: _aio.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]  # type: ignore[assignment]
@@ -147,6 +151,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.RestoreReply, _abc.Awaitable[_peer_pb2.RestoreReply]]:
         """RESTORE: waits for the page channel's end, restores and holds at the gate."""
+
+    @_abc_1.abstractmethod
+    def RunHooks(
+        self,
+        request: _peer_pb2.RunHooksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.RunHooksReply, _abc.Awaitable[_peer_pb2.RunHooksReply]]:
+        """Runs the action scripts of a stage on this host; those of post-resume run by themselves, and are waited for."""
 
     @_abc_1.abstractmethod
     def Resume(

@@ -1,0 +1,71 @@
+"""What comes over a page channel, as `arrivals` sees it: protocols only; `transfer` and `agent` have them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+
+class ReceivedImage(Protocol):
+    """The pages of one task or piece of shared memory: see `transfer.page_receiver`."""
+
+    @property
+    def pagemap_name(self) -> str:
+        """The pagemap's file name."""
+        ...
+
+    @property
+    def runs(self) -> tuple[tuple[int, int], ...]:
+        """(address, count of pages), in order."""
+        ...
+
+    @property
+    def pieces(self) -> Sequence[tuple[Path, int, int]]:
+        """(file, offset, size) of where their content lies, in the same order."""
+        ...
+
+    @property
+    def digests(self) -> tuple[bytes, ...]:
+        """Those of its blocks, where it was hashed as it came."""
+        ...
+
+
+class ReceivedPages(Protocol):
+    """Everything that has come once a dump was complete, with what came in the rounds before it."""
+
+    @property
+    def page_bytes(self) -> int:
+        """Their content."""
+        ...
+
+    @property
+    def images(self) -> Sequence[ReceivedImage]:
+        """The images, in the order of their files."""
+        ...
+
+
+class Reception(Protocol):
+    """One page channel that is waited for or under way."""
+
+    @property
+    def token(self) -> bytes:
+        """What opens it, once."""
+        ...
+
+    @property
+    def received(self) -> Awaitable[ReceivedPages]:
+        """Gives what came over the channel once a dump has arrived, the newest at the time of asking."""
+        ...
+
+    def cancel(self) -> None:
+        """Stop waiting; break the channel if it is under way."""
+        ...
+
+    async def stopped(self) -> None:
+        """The same, and wait until nothing of what has come is left."""
+        ...
+
+    def forget(self) -> None:
+        """Keep nothing of what was received."""
+        ...
