@@ -68,7 +68,7 @@ def test_an_agent_that_dies_with_its_criu_and_again_in_the_next_life() -> None:
 
 @settings(max_examples=CASES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
-    plan=st.dictionaries(st.integers(0, 125), st.sampled_from(Fault), max_size=6),
+    plan=st.dictionaries(st.integers(0, 110), st.sampled_from(Fault), max_size=6),
     restart_after=st.lists(st.integers(0, 40), max_size=6),
     lazily=st.booleans(),
 )
