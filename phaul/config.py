@@ -13,6 +13,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_PEER_PORT = 7428  # "PHAU" on a telephone's keys; unassigned by IANA
 DEFAULT_SOCKET = Path("/run/phaul/agent.sock")
+DEFAULT_POLICY = Path("/etc/phaul/policy.toml")
+AUDIT_FILE = "audit.jsonl"  # in the state directory, where nothing else is said
 PROTOCOL_VERSION = 1  # of proto/phaul/v1; agents of different ones refuse each other
 
 
@@ -32,6 +34,12 @@ class AgentConfig(BaseSettings):
     insecure: bool = Field(default=False, description="allow peers off loopback without encryption or authentication")
     runtime_dir: Path = Field(default=Path("/run/phaul"), description="images under way; must be in memory (tmpfs)")
     state_dir: Path = Field(default=Path("/var/lib/phaul"), description="what is known of migrations past")
+    policy: Path = Field(
+        default=DEFAULT_POLICY, description="who may do what here; without this file root, and every trusted host"
+    )
+    audit_log: Path | None = Field(
+        default=None, description="who did what, when, and how it ended; audit.jsonl in the state directory"
+    )
     children_group: Path | None = Field(
         default=None, description="control group (v2), delegated to the agent, in which CRIU and workloads get theirs"
     )
@@ -40,3 +48,8 @@ class AgentConfig(BaseSettings):
     criu: str = Field(default="criu", description="CRIU's program, a name in PATH or a path")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"
+
+    @property
+    def audit_path(self) -> Path:
+        """Where the audit log is."""
+        return self.audit_log or self.state_dir / AUDIT_FILE

@@ -103,6 +103,15 @@ class NotTrustedError(PhaulError):
     where = Where.UNTOUCHED
 
 
+class PolicyError(PhaulError):
+    """The policy of one of the hosts does not allow it."""
+
+    exit_status = 13
+    grpc_status = "PERMISSION_DENIED"
+    where = Where.UNTOUCHED
+    default_hint = "The policy is /etc/phaul/policy.toml of the host that refused; `phaul policy show` there shows it."
+
+
 class RolledBackError(PhaulError):
     """Something failed before COMMIT; the workload runs on the source as before."""
 

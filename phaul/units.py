@@ -87,3 +87,11 @@ def parse_bandwidth(text: str) -> int:
     if not LOWEST_BANDWIDTH <= value < 2**63:
         raise ValueError(f"{text!r} is not between 1 Mbit/s and what a link can carry")
     return round(value)
+
+
+def parse_size(text: str) -> int:
+    """Read an amount of memory that was typed, in bytes: ``512MiB``, ``64 GiB`` or ``2TB``; else ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?) ?([kKMGT]i?)?B", text.strip(), re.ASCII)
+    if match is None:
+        raise ValueError(f"{text!r} is no amount of memory; write for example 512MiB or 64GiB")
+    return round(float(match[1]) * (BANDWIDTH_UNITS | BINARY_UNITS)[(match[2] or "").lower()])

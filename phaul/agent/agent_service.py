@@ -1,19 +1,25 @@
-"""The `Agent` service: what the person on this host asks for, over the Unix socket. Made by `agent.server`."""
+"""The `Agent` service: what people on this host ask for, over the Unix socket. Made by `agent.server`."""
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import json
+import secrets
 from collections.abc import AsyncIterator
 
 from phaul.agent import requests
 from phaul.agent.dirty_rates import DirtyRates
+from phaul.agent.gatekeeper import Gatekeeper
 from phaul.agent.history import History
 from phaul.agent.messages import to_message
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.resolution import Resolver, choice_of
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
 from phaul.agent.wiring import measure_dirty_rate
+from phaul.errors import PhaulError
 from phaul.migration.arrivals import Arrivals
+from phaul.migration.facts import MigrationRequest
 from phaul.migration.host import Host
 from phaul.migration.lazy import LoadingState
 from phaul.rpc.v1 import agent_pb2, dirty_rate_pb2, facts_pb2
@@ -27,8 +33,15 @@ class AgentService(AgentServicer):
     """Serves `phaul` on this host. Holds nothing of its own."""
 
     def __init__(
-        self, host: Host, migrations: OutgoingMigrations, history: History, resolver: Resolver, arrivals: Arrivals
+        self,
+        host: Host,
+        migrations: OutgoingMigrations,
+        history: History,
+        resolver: Resolver,
+        arrivals: Arrivals,
+        gate: Gatekeeper,
     ) -> None:
+        self._gate = gate
         self._host = host
         self._arrivals = arrivals
         self._migrations = migrations
@@ -39,12 +52,15 @@ class AgentService(AgentServicer):
     @reports_errors
     async def DescribeHost(self, request: agent_pb2.DescribeHostRequest, context: Context) -> facts_pb2.HostFacts:
         """What this host is and can do."""
+        self._gate.require_named(context, "look")
         return to_message(await self._host.describe(), facts_pb2.HostFacts)
 
     @reports_errors
     async def Check(self, request: facts_pb2.MigrationRequest, context: Context) -> facts_pb2.CheckReport:
         """Preflight alone."""
-        report = await self._migrations.check(requests.migration_request(request))
+        asked = requests.migration_request(request)
+        _, allowed = await self._gate.require_workload(context, "check", asked)
+        report = await self._migrations.check(asked, allowed)
         return to_message(report, facts_pb2.CheckReport)
 
     @reports_errors
@@ -52,7 +68,9 @@ class AgentService(AgentServicer):
         self, request: dirty_rate_pb2.DirtyRateRequest, context: Context
     ) -> dirty_rate_pb2.DirtyRateReport:
         """How fast a workload writes."""
-        report = await self._dirty_rates.report(requests.dirty_rate_request(request))
+        asked = requests.dirty_rate_request(request)
+        await self._gate.require_workload(context, "dirty_rate", MigrationRequest(asked.root_pid, asked.destination))
+        report = await self._dirty_rates.report(asked)
         return to_message(report, dirty_rate_pb2.DirtyRateReport)
 
     @reports_errors
@@ -60,13 +78,22 @@ class AgentService(AgentServicer):
         self, request: facts_pb2.MigrationRequest, context: Context
     ) -> agent_pb2.StartMigrationReply:
         """Start a migration in the agent."""
-        return agent_pb2.StartMigrationReply(migration_id=self._migrations.start(requests.migration_request(request)))
+        asked, migration_id = requests.migration_request(request), secrets.token_hex(4)
+        person, allowed = await self._gate.require_workload(context, "migration.asked", asked)
+        await self._gate.begin(person, migration_id, asked)
+        try:
+            self._migrations.start(migration_id, asked, str(person), allowed)
+        except PhaulError as error:
+            self._gate.not_begun(person, migration_id, error)
+            raise
+        return agent_pb2.StartMigrationReply(migration_id=migration_id)
 
     @reports_stream_errors
     async def WatchMigration(
         self, request: agent_pb2.MigrationReference, context: Context
     ) -> AsyncIterator[agent_pb2.MigrationEvent]:
         """Its events, from the first to the last."""
+        self._gate.require_named(context, "look")
         outgoing = self._migrations.get(request.migration_id)
         if outgoing is not None:
             async for event in outgoing.watch():
@@ -91,7 +118,13 @@ class AgentService(AgentServicer):
         self, request: agent_pb2.MigrationReference, context: Context
     ) -> agent_pb2.CancelMigrationReply:
         """Ask for a rollback."""
-        accepted, reason = self._migrations.cancel(request.migration_id)
+        summary = self._history.get(request.migration_id)
+        person = self._gate.require_own(context, "migration.cancel", summary)
+        accepted, reason = self._migrations.cancel(summary.migration_id)
+        outcome = "accepted" if accepted else "too late"
+        self._gate.audit.note(
+            "migration.cancel", str(person), outcome, migration_id=summary.migration_id, reason=reason
+        )
         return agent_pb2.CancelMigrationReply(accepted=accepted, reason=reason)
 
     @reports_errors
@@ -99,6 +132,7 @@ class AgentService(AgentServicer):
         self, request: agent_pb2.ListMigrationsRequest, context: Context
     ) -> agent_pb2.ListMigrationsReply:
         """Migrations of this host, newest first."""
+        self._gate.require_named(context, "look")
         return agent_pb2.ListMigrationsReply(migrations=map(self._as_it_is_now, self._history.newest_first()))
 
     def _as_it_is_now(self, record: agent_pb2.MigrationSummary) -> agent_pb2.MigrationSummary:
@@ -116,11 +150,37 @@ class AgentService(AgentServicer):
     @reports_errors
     async def DescribeDoubt(self, request: agent_pb2.MigrationReference, context: Context) -> agent_pb2.DoubtReport:
         """What is known of a migration, and what may be decided."""
+        self._gate.require_root(context, "look")
         return to_message(await self._resolver.describe(request.migration_id), agent_pb2.DoubtReport)
 
     @reports_errors
     async def ResolveMigration(self, request: agent_pb2.ResolveRequest, context: Context) -> agent_pb2.ResolveReply:
         """Do what a person decided."""
         choice = choice_of(request.choice)
-        resolved = await self._resolver.resolve(request.migration_id, choice, force=request.force)
+        facts = {"migration_id": request.migration_id, "choice": str(choice), "force": request.force}
+        person = self._gate.require_root(context, "migration.resolve", **facts)
+        await self._gate.audit.write("migration.resolve", str(person), "allowed", **facts)
+        try:
+            resolved = await self._resolver.resolve(request.migration_id, choice, force=request.force)
+        except PhaulError as error:
+            self._gate.audit.note("migration.resolved", str(person), "refused", reason=error.message, **facts)
+            raise
+        self._gate.audit.note("migration.resolved", str(person), str(resolved.outcome), **facts)
         return to_message(resolved, agent_pb2.ResolveReply)
+
+    @reports_errors
+    async def DescribePolicy(
+        self, request: agent_pb2.DescribePolicyRequest, context: Context
+    ) -> agent_pb2.PolicyReport:
+        """What is in force."""
+        self._gate.require_named(context, "look")
+        file = self._gate.policy
+        policy = file.current()
+        return agent_pb2.PolicyReport(
+            path=str(file.path),
+            exists=file.exists,
+            problem=file.problem,
+            loaded_unix_us=file.loaded_unix_us,
+            policy=json.dumps(dataclasses.asdict(policy)),
+            audit_log=str(self._gate.audit.path),
+        )

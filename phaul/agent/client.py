@@ -23,11 +23,13 @@ from phaul.rpc.v1.agent_pb2 import (
     CancelMigrationReply,
     Choice,
     DescribeHostRequest,
+    DescribePolicyRequest,
     DoubtReport,
     ListMigrationsRequest,
     MigrationEvent,
     MigrationReference,
     MigrationSummary,
+    PolicyReport,
     ResolveReply,
     ResolveRequest,
 )
@@ -129,6 +131,10 @@ class AgentClient:
         request = ResolveRequest(migration_id=migration_id, choice=choice, force=force)
         return await self._call(self._stub.ResolveMigration(request, timeout=RESOLVE_SECONDS))
 
+    async def describe_policy(self) -> PolicyReport:
+        """The policy that is in force."""
+        return await self._call(self._stub.DescribePolicy(DescribePolicyRequest(), timeout=ANSWER_SECONDS))
+
     @property
     def _stub(self) -> AgentAsyncStub:
         if self._channel is None:
@@ -200,6 +206,7 @@ def _connect_error(path: Path, error: OSError) -> PhaulError:
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return NotTrustedError(
-            f"this user may not talk to the phaul agent ({path})", hint="Run it as root, for example with sudo."
+            f"this user may not talk to the phaul agent ({path})",
+            hint="Run it as root, for example with sudo; or have root name this user in the policy.",
         )
     return UnreachableError(f"the phaul agent cannot be reached at {path}: {error.strerror or error}")

@@ -7,6 +7,7 @@ migration.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -19,14 +20,21 @@ from phaul.rpc.v1 import agent_pb2
 
 log = structlog.get_logger(__name__)
 
+Ended = Callable[[agent_pb2.MigrationSummary], None]
+
 SHOWN = 200  # the newest; older files stay on disk
 
 
 class History:
-    """Records below one directory, read once at the start. Only this object writes there."""
+    """Records below one directory, read once at the start. Only this object writes there.
 
-    def __init__(self, directory: Path) -> None:
+    Args:
+        ended: told of every migration that has ended, or is in doubt from now on.
+    """
+
+    def __init__(self, directory: Path, ended: Ended = lambda _: None) -> None:
         self._directory = directory
+        self._ended = ended
         self._records: dict[str, agent_pb2.MigrationSummary] = {}
         directory.mkdir(parents=True, exist_ok=True, mode=0o700)
         for path in sorted(directory.glob("*/summary.json")):
@@ -37,7 +45,7 @@ class History:
                 continue
             self._records[record.migration_id] = record
 
-    def begin(self, migration_id: str, role: Role, peer: str, root_pid: int, command: str) -> None:
+    def begin(self, migration_id: str, role: Role, peer: str, root_pid: int, command: str, asked_by: str = "") -> None:
         """A migration begins."""
         record = agent_pb2.MigrationSummary(
             migration_id=migration_id,
@@ -45,6 +53,7 @@ class History:
             root_pid=root_pid,
             command=wire_text(command),
             started_unix_us=_now_us(),
+            asked_by=wire_text(asked_by),
         )
         self._set_enum(record, "role", role)
         self._set_enum(record, "outcome", Outcome.RUNNING)
@@ -69,6 +78,7 @@ class History:
     ) -> None:
         """A migration has ended, or is IN_DOUBT, which is not the end of it."""
         record = self._records[migration_id]
+        before = record.outcome
         self._set_enum(record, "outcome", outcome)
         record.ended_unix_us = 0 if outcome is Outcome.IN_DOUBT else _now_us()
         if report is not None:
@@ -78,6 +88,8 @@ class History:
         else:
             record.ClearField("error")
         self._write(record)
+        if record.outcome != before:
+            self._ended(record)
 
     def end_unplanned(self, settling: set[str]) -> None:
         """Migrations that an agent before this one had begun, without a journal: nothing had been touched yet."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import secrets
 import time
 from collections.abc import AsyncIterator, Callable
 
@@ -26,11 +25,12 @@ from phaul.errors import (
     LostError,
     NotTrustedError,
     PhaulError,
+    PolicyError,
     PreflightError,
     UnreachableError,
     UsageError,
 )
-from phaul.migration.check import check
+from phaul.migration.check import Allowed, check, every_workload
 from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import (
     Event,
@@ -67,7 +67,7 @@ KINDS = {
 
 def outcome_of(error: PhaulError) -> Outcome:
     """How a migration that ended with this error stands."""
-    if isinstance(error, PreflightError | UnreachableError | NotTrustedError | UsageError):
+    if isinstance(error, PreflightError | UnreachableError | NotTrustedError | PolicyError | UsageError):
         return Outcome.REFUSED
     if isinstance(error, InDoubtError):
         return Outcome.IN_DOUBT
@@ -175,16 +175,18 @@ class OutgoingMigrations:
         self._migrations: dict[str, Outgoing] = {}
         self._under_way: dict[int, str] = {}
 
-    async def check(self, request: MigrationRequest) -> CheckReport:
+    async def check(self, request: MigrationRequest, allowed: Allowed = every_workload) -> CheckReport:
         """Preflight alone."""
         peer = self._reach(request)
         try:
-            return await check(request, self._host, peer)
+            return await check(request, self._host, peer, allowed)
         finally:
             await peer.close()
 
-    def start(self, request: MigrationRequest) -> str:
-        """Start a migration; give its ID. Raises `PreflightError` or `UsageError` with nothing begun."""
+    def start(
+        self, migration_id: str, request: MigrationRequest, asked_by: str = "", allowed: Allowed = every_workload
+    ) -> None:
+        """Start a migration. Raises `PreflightError` or `UsageError` with nothing begun."""
         other = self._under_way.get(request.root_pid)
         if other is not None:
             raise PreflightError(
@@ -192,18 +194,16 @@ class OutgoingMigrations:
                 hint=f"`phaul watch {other}` shows it, `phaul cancel {other}` rolls it back.",
             )
         peer = self._reach(request)
-        migration_id = secrets.token_hex(4)
-        self._history.begin(migration_id, Role.SOURCE, peer.name, request.root_pid, "")
+        self._history.begin(migration_id, Role.SOURCE, peer.name, request.root_pid, "", asked_by)
         outgoing = Outgoing(migration_id, self._history)
         outgoing.emit(Started(request.root_pid, "", peer.name))
         outgoing.peer = PatientPeer(peer, lambda: self._doubt(migration_id))
         outgoing.coordinator = Coordinator(
-            migration_id, request, self._host, outgoing.peer.as_peer, outgoing, self._journals.of(migration_id)
+            migration_id, request, self._host, outgoing.peer.as_peer, outgoing, self._journals.of(migration_id), allowed
         )
         self._migrations[migration_id] = outgoing
         self._under_way[request.root_pid] = migration_id
         outgoing.task = asyncio.create_task(self._run(outgoing, outgoing.coordinator, peer, request))
-        return migration_id
 
     def _reach(self, request: MigrationRequest) -> GrpcPeer:
         moving = [each.address for each in request.addresses]

@@ -9,23 +9,25 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Callable
-from urllib.parse import unquote
 
 import structlog
 
 from phaul.agent import requests
+from phaul.agent.gatekeeper import Gatekeeper
 from phaul.agent.history import History
 from phaul.agent.messages import to_message
 from phaul.agent.page_listener import PageListener
+from phaul.agent.peer_names import peer_host
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
 from phaul.errors import PhaulError
-from phaul.migration.arrivals import Arrivals, Journals
+from phaul.migration.arrivals import Arrivals
 from phaul.migration.destination import SMALL_IMAGES_BYTES
 from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import DestinationFacts
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, last_of
 from phaul.migration.peer import Reservation
+from phaul.migration.reception import Journals
 from phaul.migration.recovery import destination_word, source_word
 from phaul.migration.resolution import in_doubt
 from phaul.migration.settlement import died_after_commit
@@ -56,6 +58,7 @@ class HistoryObserver:
             reservation.source_host,
             reservation.root_pid,
             reservation.command,
+            f"{reservation.source_name or reservation.source_host} at {reservation.source_peer}",
         )
 
     def settled(self, migration_id: str, outcome: Outcome, error: PhaulError | None) -> None:
@@ -80,7 +83,9 @@ class PeerService(PeerServicer):
         journals: Journals,
         listener: PageListener,
         killed_here: Callable[[str], bool],
+        gate: Gatekeeper,
     ) -> None:
+        self._gate = gate
         self._host = host
         self._arrivals = arrivals
         self._journals = journals
@@ -90,6 +95,7 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Observe(self, request: peer_pb2.ObserveRequest, context: Context) -> facts_pb2.DestinationFacts:
         """What this host is, and has of what a workload needs."""
+        self._gate.require_sender(context, "check")
         ids, files = requests.observed(request)
         (taken, seen, occupied), host, local = await asyncio.gather(
             self._host.workload.observe(ids, files),
@@ -104,15 +110,19 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Prepare(self, request: peer_pb2.PrepareRequest, context: Context) -> peer_pb2.PrepareReply:
         """Reserve room and a page channel."""
+        self._gate.require_sender(context, "migration.asked")
         reservation = requests.reservation(request)
+        self._own(reservation.migration_id, context)  # it may be asked for again
         source = f"{peer_host(context.peer())}:{reservation.source_port}"
-        token = await self._arrivals.prepare(dataclasses.replace(reservation, source_peer=source))
+        token = await self._arrivals.prepare(
+            dataclasses.replace(reservation, source_peer=source, source_name=self._gate.source_name(context))
+        )
         return self._channel(token)
 
     @reports_errors
     async def ReopenPages(self, request: peer_pb2.ReopenPagesRequest, context: Context) -> peer_pb2.PrepareReply:
         """Another page channel."""
-        token = await self._arrivals.reopen(requests.migration_id(request.migration_id))
+        token = await self._arrivals.reopen(self._own(request.migration_id, context))
         return self._channel(token)
 
     def _channel(self, token: bytes) -> peer_pb2.PrepareReply:
@@ -127,7 +137,7 @@ class PeerService(PeerServicer):
         try:
             async for message in request:
                 if writer is None:
-                    migration_id = requests.migration_id(message.migration_id)
+                    migration_id = self._own(message.migration_id, context)
                     writer = ImageWriter(self._arrivals.images(migration_id), SMALL_IMAGES_BYTES)
                 writer.write(
                     Chunk(
@@ -147,7 +157,7 @@ class PeerService(PeerServicer):
         self, request: peer_pb2.ReceivedPagesRequest, context: Context
     ) -> AsyncIterator[peer_pb2.PageImage]:
         """What came over the page channel."""
-        for image in await self._arrivals.received_pages(requests.migration_id(request.migration_id)):
+        for image in await self._arrivals.received_pages(self._own(request.migration_id, context)):
             for start in range(0, max(len(image.runs), 1), RUNS_A_MESSAGE):
                 runs = image.runs[start : start + RUNS_A_MESSAGE]
                 last = start + RUNS_A_MESSAGE >= len(image.runs)
@@ -163,7 +173,7 @@ class PeerService(PeerServicer):
         self, request: peer_pb2.ReceivedPagesRequest, context: Context
     ) -> AsyncIterator[peer_pb2.ImageDigests]:
         """Hash it."""
-        for name, digests in (await self._arrivals.page_digests(requests.migration_id(request.migration_id))).items():
+        for name, digests in (await self._arrivals.page_digests(self._own(request.migration_id, context))).items():
             for start in range(0, len(digests), DIGESTS_A_MESSAGE):
                 piece = b"".join(digests[start : start + DIGESTS_A_MESSAGE])
                 yield peer_pb2.ImageDigests(name=name, digests=piece)
@@ -173,7 +183,7 @@ class PeerService(PeerServicer):
         self, request: peer_pb2.ReceivedChunkRequest, context: Context
     ) -> peer_pb2.ReceivedChunkReply:
         """Read a piece of the pages back."""
-        image = await self._arrivals.received_image(requests.migration_id(request.migration_id), request.name)
+        image = await self._arrivals.received_image(self._own(request.migration_id, context), request.name)
 
         def read() -> bytes:
             blocks = blocks_of_image(image.runs, image.pieces, page_size_bytes())
@@ -184,33 +194,34 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Restore(self, request: peer_pb2.RestoreRequest, context: Context) -> peer_pb2.RestoreReply:
         """Restore and hold."""
-        copy = await self._arrivals.restore(requests.migration_id(request.migration_id))
+        copy = await self._arrivals.restore(self._own(request.migration_id, context))
         return to_message(copy, peer_pb2.RestoreReply)
 
     @reports_errors
     async def RunHooks(self, request: peer_pb2.RunHooksRequest, context: Context) -> peer_pb2.RunHooksReply:
         """Run action scripts."""
-        runs = await self._arrivals.run_hooks(*requests.hooks_of_stage(request))
+        self._gate.require_sender(context, "migration.step")
+        stage, scene = requests.hooks_of_stage(request)
+        self._own(scene.migration_id, context)
+        runs = await self._arrivals.run_hooks(stage, scene)
         return peer_pb2.RunHooksReply(hooks=(to_message(ran, facts_pb2.HookRun) for ran in runs))
 
     @reports_errors
     async def Resume(self, request: peer_pb2.ResumeRequest, context: Context) -> peer_pb2.ResumeReply:
         """Let the copy run."""
-        return peer_pb2.ResumeReply(warnings=await self._arrivals.resume(requests.migration_id(request.migration_id)))
+        return peer_pb2.ResumeReply(warnings=await self._arrivals.resume(self._own(request.migration_id, context)))
 
     @reports_errors
     async def Abort(self, request: peer_pb2.AbortRequest, context: Context) -> peer_pb2.AbortReply:
         """Undo everything."""
         log.info("arrival.abort_asked", migration_id=request.migration_id, reason=request.reason)
-        aborted = await self._arrivals.abort(
-            requests.migration_id(request.migration_id), requests.reason(request.reason)
-        )
+        aborted = await self._arrivals.abort(self._own(request.migration_id, context), requests.reason(request.reason))
         return to_message(aborted, peer_pb2.AbortReply)
 
     @reports_errors
     async def AskWord(self, request: peer_pb2.AskWordRequest, context: Context) -> peer_pb2.AskWordReply:
         """How a migration stands here."""
-        migration_id = requests.migration_id(request.migration_id)
+        migration_id = requests.migration_id(request.migration_id)  # either side may ask
         journal = self._journals.find(migration_id)
         records = journal.records if journal else ()
         if last_of(records, Mark.RESERVED):
@@ -222,12 +233,8 @@ class PeerService(PeerServicer):
             word = source_word(records, killed=killed)
         return peer_pb2.AskWordReply(word=peer_pb2.Word.Value(f"WORD_{word.name}"))
 
-
-def peer_host(peer: str) -> str:
-    """Read the host out of gRPC's name for the other end: "ipv4:192.0.2.1:40000" or "ipv6:%5B2001:db8::1%5D:40000".
-
-    Give it as it can stand before a colon and a port.
-    """
-    address = unquote(peer.partition(":")[2]).rpartition(":")[0]
-    mapped = address.strip("[]").removeprefix("::ffff:")
-    return mapped if "." in mapped else address
+    def _own(self, text: str, context: Context) -> str:
+        """Give back the ID of a migration, which is nobody's but its source's."""
+        migration_id = requests.migration_id(text)
+        self._gate.require_source(context, "migration.step", self._arrivals.source_name(migration_id))
+        return migration_id

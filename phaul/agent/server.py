@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -21,14 +21,18 @@ from grpc_reflection.v1alpha import reflection
 
 from phaul import __version__
 from phaul.agent.agent_service import AgentService
+from phaul.agent.audit import AGENT, Audit
 from phaul.agent.client import MESSAGE_LIMIT_BYTES
 from phaul.agent.destination import Destination, parse_destination
+from phaul.agent.gatekeeper import Gatekeeper
 from phaul.agent.history import History
 from phaul.agent.journals import Journals
+from phaul.agent.local_front import LocalFront
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.page_listener import PageListener
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
+from phaul.agent.policy_file import PolicyFile
 from phaul.agent.resolution import Resolver
 from phaul.agent.settlers import Settlers
 from phaul.agent.tls_bridge import LiveConnections
@@ -36,12 +40,14 @@ from phaul.agent.tls_front import TlsFront
 from phaul.agent.tls_tunnel import remove_leftovers
 from phaul.agent.trust import is_loopback, require_loopback_or_insecure, trusted_store
 from phaul.agent.trust_keeper import TrustKeeper
-from phaul.agent.wiring import make_connect, make_host
+from phaul.agent.wiring import look_at_belongings, make_connect, make_host
 from phaul.config import AgentConfig
 from phaul.criu.images import encode_pagemap
 from phaul.errors import UsageError
 from phaul.migration.arrivals import Arrivals
+from phaul.migration.facts import HostFacts
 from phaul.migration.host import Host
+from phaul.migration.policy import Policy
 from phaul.migration.reception import ReceivedImage
 from phaul.observe.logs import configure_logs
 from phaul.rpc.v1 import agent_pb2, peer_pb2
@@ -57,6 +63,8 @@ log = structlog.get_logger(__name__)
 STOP_GRACE_SECONDS = 2.0
 MALLOC_ARENAS = 2
 PEER_SOCKET = "peers.sock"  # in the runtime directory: gRPC behind TLS
+PERSON_SOCKET = "people.sock"  # likewise, behind the socket of this host's people
+POLICY_SECONDS = 2.0  # how long a changed policy file may go unseen
 OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -74,20 +82,36 @@ class AgentServer:
     ) -> None:
         self._config = config
         self._host = host or make_host(config)
-        self._history = History(config.state_dir / "migrations")
+        self._audit = Audit(config.audit_path)
+        self._policy = PolicyFile(config.policy)
+        self._history = History(config.state_dir / "migrations", self._audit.migration)
         self._journals = Journals(config.state_dir / "migrations")
         self._store = trusted_store(config)
         sealed = self._store is not None and config.page_encryption == "on"
         self._listener = PageListener(page_size_bytes(), encode_pagemap, sealed=sealed)
-        self._host = dataclasses.replace(self._host, peer_port=lambda: self.peer_port)
+        describe = self._host.describe
+        self._host = dataclasses.replace(
+            self._host, peer_port=lambda: self.peer_port, describe=lambda: self._describe(describe)
+        )
         self._live = LiveConnections()
+        self._people = LocalFront(config.socket, config.runtime_dir / PERSON_SOCKET)
+        self._gate = Gatekeeper(
+            self._policy, self._audit, self._people.person, self._live, look_at_belongings, self._under_way
+        )
+        send_to = connect or make_connect(config, self._store, self._live, self._gate.why_not_to)
         connect = connect or make_connect(config, self._store, self._live)
-        self._migrations = OutgoingMigrations(self._host, self._history, connect, self._journals)
+        self._migrations = OutgoingMigrations(self._host, self._history, send_to, self._journals)
         self._arrivals = Arrivals(
-            self._host, self._journals, HistoryObserver(self._history), self._listener.expect, connect, _digests
+            self._host,
+            self._journals,
+            HistoryObserver(self._history),
+            self._listener.expect,
+            connect,
+            _digests,
+            self._gate.admit,
         )
         self._peer_service = PeerService(
-            self._host, self._arrivals, self._journals, self._listener, self._migrations.killed
+            self._host, self._arrivals, self._journals, self._listener, self._migrations.killed, self._gate
         )
         self._settlers = Settlers(self._host, self._journals, self._history, self._arrivals, connect)
         self._resolver = Resolver(
@@ -97,10 +121,12 @@ class AgentServer:
         self._peer_server = grpc.aio.server(options=OPTIONS)
         self._front: TlsFront | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._watch: asyncio.Task[None] | None = None
         self.peer_port = 0
 
     async def __aenter__(self) -> Self:
         config = self._config
+        self._policy.start()
         listen = parse_destination_or_any_port(config.listen)
         if self._store is not None:
             self._store.current()  # or say what is wrong with it
@@ -125,13 +151,16 @@ class AgentServer:
             ) from error
         await self._serve_peers(listen)
         remove_leftovers(config.runtime_dir)
-        await self._serve_person(config.socket)
+        await self._serve_people()
         await self._peer_server.start()
         if self._store is not None:
-            self._keeper = asyncio.create_task(TrustKeeper(self._store, self._live).run())
+            self._keeper = asyncio.create_task(TrustKeeper(self._store, self._live, self._audit).run())
         self._settlers.start()
         await self._person_server.start()
-        config.socket.chmod(0o600)
+        await self._people.start()
+        self._policy.changed = self._policy_changed
+        self._policy_changed(self._policy.current())
+        self._watch = asyncio.create_task(self._watch_policy())
         log.info(
             "agent.ready",
             version=__version__,
@@ -145,17 +174,19 @@ class AgentServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
+        for task in (self._keeper, self._watch):
+            if task is not None:
+                task.cancel()
         await self._settlers.close()
         await self._migrations.close()
         await self._person_server.stop(STOP_GRACE_SECONDS)
+        await self._people.close()
         await self._peer_server.stop(STOP_GRACE_SECONDS)
         if self._front is not None:
             await self._front.close()
         await self._arrivals.close()
         await self._listener.close()
-        self._config.socket.unlink(missing_ok=True)
+        await self._audit.close()
         log.info("agent.stopped")
 
     async def _serve_peers(self, listen: Destination) -> None:
@@ -166,7 +197,7 @@ class AgentServer:
                 self.peer_port = self._peer_server.add_insecure_port(str(listen))
             else:
                 behind = self._config.runtime_dir / PEER_SOCKET
-                self._front = TlsFront(self._store, self._live, behind)
+                self._front = TlsFront(self._store, self._live, behind, self._audit)
                 self.peer_port = await self._front.start(listen.host, listen.port)
                 _bind_socket(self._peer_server, behind)
         except (RuntimeError, OSError) as error:
@@ -176,11 +207,30 @@ class AgentServer:
                 detail=str(error),
             ) from error
 
-    async def _serve_person(self, path: Path) -> None:
-        service = AgentService(self._host, self._migrations, self._history, self._resolver, self._arrivals)
+    async def _serve_people(self) -> None:
+        service = AgentService(self._host, self._migrations, self._history, self._resolver, self._arrivals, self._gate)
         add_AgentServicer_to_server(service, self._person_server)
         await _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
-        _bind_socket(self._person_server, path)
+        _bind_socket(self._person_server, self._config.runtime_dir / PERSON_SOCKET)
+
+    def _under_way(self) -> int:
+        return len(self._migrations.roots_under_way) + self._arrivals.under_way
+
+    async def _describe(self, describe: Callable[[], Awaitable[HostFacts]]) -> HostFacts:
+        return dataclasses.replace(await describe(), most_memory_bytes=self._policy.current().limits.memory or 0)
+
+    def reload_policy(self) -> None:
+        """Read the policy file again."""
+        self._policy.reload()
+
+    def _policy_changed(self, policy: Policy) -> None:
+        self._people.open_to_all(bool(policy.users))
+        self._audit.note("policy.in_force", AGENT, "", path=str(self._policy.path) if self._policy.exists else "none")
+
+    async def _watch_policy(self) -> None:
+        while True:
+            await asyncio.sleep(POLICY_SECONDS)
+            self._policy.current()
 
 
 def _bind_socket(server: grpc.aio.Server, path: Path) -> None:
@@ -223,6 +273,7 @@ async def serve(config: AgentConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with AgentServer(config), notify.serving():
+    async with AgentServer(config) as server, notify.serving():
+        loop.add_signal_handler(signal.SIGHUP, server.reload_policy)
         await stop.wait()
         log.info("agent.stopping")

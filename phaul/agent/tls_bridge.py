@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import datetime
 
+from phaul.agent.peer_names import socket_name
 from phaul.trust.connections import TrustedConnection
 from phaul.trust.refusals import Refusal, complaint
 from phaul.trust.tls_stream import CHUNK_BYTES
@@ -34,7 +35,7 @@ class LiveConnections:
 
     def caller(self, peer: str) -> TrustedConnection | None:
         """Who a call came from, by gRPC's name for the other end (`context.peer()`); None without TLS."""
-        return self._open.get(peer.partition(":")[2])
+        return self._open.get(socket_name(peer))
 
     def cut(self, trusted: TrustList, now: datetime.datetime) -> list[tuple[TrustedConnection, Refusal]]:
         """Break off what is no more trusted: certificates revoked or expired since. Give which, and why."""

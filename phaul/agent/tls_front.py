@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from phaul.agent.audit import Audit
 from phaul.agent.tls_bridge import LiveConnections, carry
 from phaul.errors import PhaulError, UnreachableError
 from phaul.trust.authority import Authority
@@ -31,7 +32,8 @@ CONNECTIONS = 512  # of all kinds
 class TlsFront:
     """Listening sockets and what came in over them. Owns all until `close`."""
 
-    def __init__(self, store: TrustStore, live: LiveConnections, grpc_socket: Path) -> None:
+    def __init__(self, store: TrustStore, live: LiveConnections, grpc_socket: Path, audit: Audit) -> None:
+        self._audit = audit
         self._store = store
         self._live = live
         self._grpc_socket = grpc_socket
@@ -89,6 +91,8 @@ class TlsFront:
         except PhaulError as error:
             level = log.info if isinstance(error, UnreachableError) else log.warning
             level("peer.refused", peer=str(address[0]), reason=error.message, detail=error.detail)
+            if not isinstance(error, UnreachableError):
+                self._audit.note_repeated("connection", str(address[0]), "refused", reason=error.message)
             return
         finally:
             self._strangers.pop(writer, None)
@@ -129,9 +133,11 @@ class TlsFront:
             chain = await asyncio.to_thread(authority.renew, connection.names, connection.request)
             answer = {"chain": chain}
             log.info("trust.renewed_for", host=str(connection.names))
+            self._audit.note("trust.renewed", str(connection.names), "done")
         except PhaulError as error:
             answer = {"error": error.message}
             log.warning("trust.not_renewed_for", host=str(connection.names), reason=error.message)
+            self._audit.note_repeated("trust.renewed", str(connection.names), "refused", reason=error.message)
         try:
             await connection.stream.write(json.dumps(answer).encode() + b"\n")
         except OSError:

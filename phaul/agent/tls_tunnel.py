@@ -10,11 +10,12 @@ import asyncio
 import os
 import secrets
 import socket
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from phaul.agent.tls_bridge import LiveConnections, carry
 from phaul.errors import PhaulError
-from phaul.trust.connections import CALLS, dial
+from phaul.trust.connections import CALLS, TrustedConnection, dial
 from phaul.trust.store import TrustStore
 from phaul.trust.tls_stream import CHUNK_BYTES
 
@@ -25,11 +26,24 @@ PREFIX = "to-"  # of the sockets' names
 class TlsTunnel:
     """A listening Unix socket, root's alone, each of whose connections goes to one peer. Needs a running loop.
 
+    Args:
+        why_not: says why a host with these names and addresses may not be spoken to; asked before the first byte goes
+            there, and not again once it may: what was begun must not be cut off by a new policy.
+
     Attributes:
         failure: why the last attempt came to nothing; None while a connection stands, or before the first.
     """
 
-    def __init__(self, store: TrustStore, live: LiveConnections, host: str, port: int, directory: Path) -> None:
+    def __init__(
+        self,
+        store: TrustStore,
+        live: LiveConnections,
+        host: str,
+        port: int,
+        directory: Path,
+        why_not: Callable[[Sequence[str]], PhaulError | None],
+    ) -> None:
+        self._why_not = why_not
         self._store, self._live = store, live
         self._host, self._port = host, port
         self.failure: PhaulError | None = None
@@ -66,7 +80,7 @@ class TlsTunnel:
     async def _serve(self, accepted: socket.socket) -> None:
         reader, writer = await asyncio.open_unix_connection(sock=accepted, limit=CHUNK_BYTES)
         try:
-            connection = await dial(self._store, self._host, self._port, CALLS)
+            connection = await self._dial()
         except PhaulError as error:
             self.failure = error
             writer.transport.abort()
@@ -82,10 +96,23 @@ class TlsTunnel:
         finally:
             self._live.discard(name)
 
+    async def _dial(self) -> TrustedConnection:
+        connection = await dial(self._store, self._host, self._port, CALLS)
+        names = connection.names
+        if failure := self._why_not((*names.hosts, *names.addresses)):
+            await connection.stream.close()
+            raise failure
+        self._why_not = anyone
+        return connection
+
     def _start(self, work: asyncio._CoroutineLike[None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def anyone(names: Sequence[str]) -> None:
+    """Every host may be spoken to."""
 
 
 def remove_leftovers(directory: Path) -> None:

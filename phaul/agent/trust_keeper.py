@@ -11,6 +11,7 @@ import random
 
 import structlog
 
+from phaul.agent.audit import AGENT, Audit
 from phaul.agent.destination import parse_destination
 from phaul.agent.tls_bridge import LiveConnections
 from phaul.errors import PhaulError, UnreachableError
@@ -31,7 +32,8 @@ COMPLAIN_SECONDS = 600.0
 class TrustKeeper:
     """Looks after one store until it is cancelled (`run`)."""
 
-    def __init__(self, store: TrustStore, live: LiveConnections) -> None:
+    def __init__(self, store: TrustStore, live: LiveConnections, audit: Audit) -> None:
+        self._audit = audit
         self._store, self._live = store, live
         self._authority = Authority(store)
         self._complained = 0.0
@@ -45,6 +47,8 @@ class TrustKeeper:
             try:
                 self._cut()
                 if known != (number := self._store.current().list.number):
+                    if known:
+                        self._audit.note("trust.list", AGENT, "taken", number=number)
                     known, next_refresh = number, loop.time()  # there may be a new root
                 if loop.time() >= next_refresh:
                     next_refresh = loop.time() + RETRY_SECONDS
@@ -58,6 +62,9 @@ class TrustKeeper:
 
     def _cut(self) -> None:
         for connection, refusal in self._live.cut(self._store.current().list, utc_now()):
+            self._audit.note(
+                "connection", f"{connection.names} at {connection.host}", "cut", reason=str(refusal.reason)
+            )
             log.warning("peer.cut", peer=connection.host, names=str(connection.names), reason=str(refusal.reason))
 
     async def _refresh(self) -> None:

@@ -12,7 +12,7 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 from phaul import __version__
@@ -21,13 +21,15 @@ from phaul.agent.hooks import HookDirectory
 from phaul.agent.outcomes import OutcomeFiles
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.tls_bridge import LiveConnections
-from phaul.agent.tls_tunnel import TlsTunnel
+from phaul.agent.tls_tunnel import TlsTunnel, anyone
 from phaul.agent.trust import require_loopback_or_insecure
 from phaul.config import AgentConfig
 from phaul.criu.engine import CriuEngine
+from phaul.errors import PhaulError
 from phaul.migration.facts import HostFacts
 from phaul.migration.host import Host
 from phaul.migration.interfaces import Engine, NetworkIdentity
+from phaul.migration.policy import Belonging
 from phaul.network.identity import HostNetwork
 from phaul.observe import fault_points
 from phaul.system.cpu_quota import CpuQuota
@@ -35,10 +37,15 @@ from phaul.system.kernel import kernel_facts
 from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes
 from phaul.system.mounts import mount_memory, mounted_below, unmount_memory
 from phaul.trust.store import TrustStore
-from phaul.workloads import dirty_rate
+from phaul.workloads import belongings, dirty_rate
 from phaul.workloads.process import ProcessWorkload
 
 measure_dirty_rate = dirty_rate.measure
+
+
+async def look_at_belongings(root_pid: int) -> Sequence[Belonging]:
+    """What the processes of a workload belong to."""
+    return await asyncio.to_thread(belongings.of_tree, root_pid)
 
 
 class MonotonicClock:
@@ -120,17 +127,25 @@ def make_host(config: AgentConfig) -> Host:
 
 
 def make_connect(
-    config: AgentConfig, store: TrustStore | None = None, live: LiveConnections | None = None
+    config: AgentConfig,
+    store: TrustStore | None = None,
+    live: LiveConnections | None = None,
+    why_not: Callable[[Sequence[str]], PhaulError | None] = anyone,
 ) -> Callable[[str], GrpcPeer]:
-    """Give the function that reaches another agent by what a person typed: over TLS where there is a `store`."""
+    """Give the function that reaches another agent by what a person typed: over TLS where there is a `store`.
+
+    `why_not` says why a host with these names and addresses may not be spoken to.
+    """
     connections = live or LiveConnections()
 
     def connect(typed: str) -> GrpcPeer:
         destination = parse_destination(typed)
         if store is not None:
-            tunnel = TlsTunnel(store, connections, destination.host, destination.port, config.runtime_dir)
+            tunnel = TlsTunnel(store, connections, destination.host, destination.port, config.runtime_dir, why_not)
             return GrpcPeer(destination, tunnel, pages_in_the_clear=config.page_encryption == "off")
         require_loopback_or_insecure(destination.host, config.insecure, "connect to")
+        if refusal := why_not((destination.host,)):
+            raise refusal
         return GrpcPeer(destination)
 
     return connect

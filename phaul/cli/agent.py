@@ -45,9 +45,7 @@ class LogLevel(StrEnum):
 
 
 def agent(
-    socket: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Unix socket for the person on this host (root, mode 0600).")
-    ] = None,
+    socket: Annotated[Path | None, typer.Option(metavar="PATH", help="Unix socket for people on this host.")] = None,
     listen: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help=f"Where other agents connect. Default: 127.0.0.1:{DEFAULT_PEER_PORT}."),
@@ -70,6 +68,13 @@ def agent(
         Path | None, typer.Option(metavar="PATH", help="Images under way; must be in memory (tmpfs).")
     ] = None,
     state_dir: Annotated[Path | None, typer.Option(metavar="PATH", help="What is known of migrations past.")] = None,
+    policy: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Who may do what here. Default: /etc/phaul/policy.toml.")
+    ] = None,
+    audit_log: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Who did what. Default: audit.jsonl in the state directory."),
+    ] = None,
     children_group: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +101,8 @@ def agent(
         "page_encryption": page_encryption.value if page_encryption else None,
         "runtime_dir": runtime_dir,
         "state_dir": state_dir,
+        "policy": policy,
+        "audit_log": audit_log,
         "children_group": children_group,
         "hooks_dir": hooks_dir,
         "hook_timeout": hook_timeout,

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.destination import Arrival
@@ -23,7 +23,7 @@ from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.lazy import Loading
 from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.peer import Aborted, PeerAgent, Reservation, RestoredCopy
-from phaul.migration.reception import ReceivedImage, Reception
+from phaul.migration.reception import ArrivalObserver, Journals, ReceivedImage, Reception
 from phaul.migration.recovery import Word, destination_word
 from phaul.migration.reserving import reservation_of, room_bytes
 from phaul.units import format_bytes
@@ -34,34 +34,6 @@ REMEMBERED = 32  # migrations that have ended, so that a repeated Resume gets it
 LEASE_SECONDS = 60.0  # without a word from the source; then it is asked
 ASK_AGAIN_SECONDS = 5.0
 HOOKS = "hooks of "  # and the stage: a step
-
-
-class Journals(Protocol):
-    """The journals of a host, by migration."""
-
-    def of(self, migration_id: str) -> Journal:
-        """Give one, begun if need be."""
-        ...
-
-    def find(self, migration_id: str) -> Journal | None:
-        """Give one that exists."""
-        ...
-
-    def forget(self, migration_id: str) -> None:
-        """Keep no object of one that has ended."""
-        ...
-
-
-class ArrivalObserver(Protocol):
-    """Who wants to know how migrations come and go: the history."""
-
-    def arrived(self, reservation: Reservation) -> None:
-        """A reservation is about to be made."""
-        ...
-
-    def settled(self, migration_id: str, outcome: Outcome, error: PhaulError | None) -> None:
-        """A migration has ended here, or cannot end for now (IN_DOUBT)."""
-        ...
 
 
 @dataclass(slots=True, eq=False)
@@ -86,8 +58,10 @@ class Arrivals:
         receive: Callable[[Path, int], Reception],
         connect: Callable[[str], PeerAgent],
         digests: Callable[[ReceivedImage], Awaitable[tuple[bytes, ...]]],
+        admit: Callable[[Reservation, int], Awaitable[None]],
     ) -> None:
         self._digests = digests
+        self._admitted = admit
         self._host = host
         self._journals = journals
         self._observer = observer
@@ -189,6 +163,16 @@ class Arrivals:
             self._journals.forget(migration_id)
         return aborted
 
+    @property
+    def under_way(self) -> int:
+        """How many have not ended."""
+        return sum(not each.arrival.ended for each in self._incoming.values())
+
+    def source_name(self, migration_id: str) -> str | None:
+        """What the source of a migration is called; None of one that is not known."""
+        incoming = self._incoming.get(migration_id)
+        return incoming.arrival.reservation.source_name if incoming else None
+
     def knows(self, migration_id: str) -> bool:
         """Whether a step of this migration can be asked for."""
         return migration_id in self._incoming
@@ -241,6 +225,7 @@ class Arrivals:
                     hint="Wait until that one has ended, or cancel it.",
                 )
         await self._require_memory(reservation)
+        await self._admitted(reservation, self.under_way)
         arrival = Arrival(reservation, self._host, journal)
         arrival.lost = partial(self._observer.settled, migration_id, Outcome.LOST)
         self._observer.arrived(reservation)

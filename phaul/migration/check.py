@@ -6,21 +6,32 @@ Called by the coordinator, and by `agent.outgoing` for `phaul check`, `phaul mig
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from phaul.migration import check_report, mode, preflight
 from phaul.migration.both_hooks import hook_problems
-from phaul.migration.facts import CheckReport, MigrationRequest
+from phaul.migration.facts import CheckReport, MigrationRequest, WorkloadFacts
 from phaul.migration.host import Host
 from phaul.migration.peer import PeerAgent
 
+Allowed = Callable[[WorkloadFacts], Awaitable[None]]  # raises `PolicyError` for a workload that may not leave
 
-async def check(request: MigrationRequest, host: Host, peer: PeerAgent) -> CheckReport:
+
+async def every_workload(facts: WorkloadFacts) -> None:
+    """`Allowed` where nobody has a policy."""
+
+
+async def check(
+    request: MigrationRequest, host: Host, peer: PeerAgent, allowed: Allowed = every_workload
+) -> CheckReport:
     """PREFLIGHT: compare both hosts with what the workload uses. Touches nothing.
 
-    Raises `PreflightError` where there is no workload to look at, `UnreachableError` where there is no destination.
+    Raises `PreflightError` where there is no workload to look at, `UnreachableError` where there is no destination, and
+    what `allowed` raises, before the destination hears anything of the workload.
     """
     workload = await host.workload.inspect(request.root_pid)
+    await allowed(workload)
     source, destination = await asyncio.gather(
         host.describe(),
         peer.observe(preflight.wanted_ids(workload), workload.files, request.hooks),

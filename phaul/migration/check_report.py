@@ -39,7 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "agents_address_moves", "criu_missing", "criu_too_old", "criu_unusable", "criu_older", "phaul_version",
         "kernel_older", "architecture", "page_size", "cpu_features", "capabilities", "security_label",
         "security_profile", "memory", "huge_pages", "mapping_limit", "open_files_limit", "pid_limit",
-        "no_postcopy", "no_memory_tracking", "hook_refused",
+        "no_postcopy", "no_memory_tracking", "hook_refused", "policy_memory",
     ),
 }  # fmt: skip
 OTHER_GROUP = "Other"

@@ -22,7 +22,7 @@ from phaul.errors import (
 from phaul.migration import preflight
 from phaul.migration.account import account
 from phaul.migration.both_hooks import BothHooks
-from phaul.migration.check import check
+from phaul.migration.check import Allowed, check, every_workload
 from phaul.migration.events import (
     EventSink,
     MigrationReport,
@@ -71,12 +71,12 @@ class Coordinator:
         peer: PeerAgent,
         events: EventSink,
         journal: Journal,
+        allowed: Allowed = every_workload,
     ) -> None:
-        self._journal = journal
+        self._journal, self._allowed = journal, allowed
         self._id = migration_id
         self._request = request
-        self._host = host
-        self._peer = peer
+        self._host, self._peer = host, peer
         self._events = events
         self._timeline = Timeline(host.clock)
         self._undo = UndoStack()
@@ -178,7 +178,7 @@ class Coordinator:
         return account(self._timeline, facts, addresses, copy, image_bytes, self._rounds, self._sending, warnings)
 
     async def _preflight(self) -> tuple[WorkloadFacts, tuple[AddressFacts, ...]]:
-        found = await check(self._request, self._host, self._peer)
+        found = await check(self._request, self._host, self._peer, self._allowed)
         facts = found.workload
         self._events.emit(
             Started(

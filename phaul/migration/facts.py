@@ -203,6 +203,7 @@ class HostFacts:
     max_pid: int = 0  # kernel.pid_max: numbers below it can be given
     free_huge_page_bytes: int = 0
     security_modules: tuple[str, ...] = ()  # that label processes: "apparmor", "selinux"
+    most_memory_bytes: int = 0  # of a workload, by its policy; 0: no limit
 
 
 @dataclass(frozen=True, slots=True)

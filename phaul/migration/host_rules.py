@@ -107,6 +107,13 @@ def capacity_problems(workload: WorkloadFacts, source: HostFacts, destination: H
             "from images that lie in memory too.",
             f"Free memory on {host}, or choose another destination.",
         )
+    if 0 < destination.most_memory_bytes < workload.memory_bytes:
+        yield Problem(
+            "policy_memory",
+            f"The workload has {format_bytes(workload.memory_bytes)} of memory, and the policy of {host} allows "
+            f"{format_bytes(destination.most_memory_bytes)}.",
+            f"Choose another destination, or have limits.memory raised in the policy of {host}.",
+        )
     if workload.huge_page_bytes and destination.free_huge_page_bytes < workload.huge_page_bytes:
         yield Problem(
             "huge_pages",

@@ -77,6 +77,7 @@ class Reservation:
     shell_job: bool
     hooks: tuple[str, ...] = ()  # paths of action scripts that are run at every stage
     destination_host: str = ""  # as it named itself
+    source_name: str = ""  # what the source's certificate calls it; the destination fills it in
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from phaul.errors import PreflightError
+from phaul.errors import PolicyError, PreflightError
 from phaul.migration.address_rules import (
     address_problems,
     agents_problems,
@@ -41,6 +41,8 @@ __all__ = [
     "wanted_ids",
 ]
 
+POLICY = "policy_"  # begins the codes of what a policy has against it
+
 
 def compare(
     request: MigrationRequest, workload: WorkloadFacts, source: HostFacts, destination: DestinationFacts
@@ -69,13 +71,14 @@ def compare(
     return tuple(sorted(unique, key=lambda problem: problem.severity is not Severity.REFUSES))
 
 
-def refusal(problems: Sequence[Problem]) -> PreflightError:
+def refusal(problems: Sequence[Problem]) -> PreflightError | PolicyError:
     """Make the error that says why a workload may not go: the first reason as its message, all of them as detail."""
     refusing = [problem for problem in problems if problem.severity is Severity.REFUSES] or list(problems)
     first = refusing[0]
     rest = len(refusing) - 1
     more = f" ({rest} more {'reason' if rest == 1 else 'reasons'})" if rest else ""
-    return PreflightError(
+    kind = PolicyError if first.code.startswith(POLICY) else PreflightError
+    return kind(
         f"{first.message}{more}",
         hint=first.hint,
         detail="\n".join(f"{problem.code}: {problem.message} {problem.hint}" for problem in refusing),

@@ -1,10 +1,18 @@
-"""What comes over a page channel, as `arrivals` sees it: protocols only; `transfer` and `agent` have them."""
+"""What `arrivals` works with: pages that have come, channels that are waited for, journals, and who is told of it all.
+
+As `interfaces`: protocols only.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Protocol
+
+from phaul.errors import PhaulError
+from phaul.migration.events import Outcome
+from phaul.migration.journal import Journal
+from phaul.migration.peer import Reservation
 
 
 class ReceivedImage(Protocol):
@@ -68,4 +76,32 @@ class Reception(Protocol):
 
     def forget(self) -> None:
         """Keep nothing of what was received."""
+        ...
+
+
+class Journals(Protocol):
+    """The journals of a host, by migration."""
+
+    def of(self, migration_id: str) -> Journal:
+        """Give one, begun if need be."""
+        ...
+
+    def find(self, migration_id: str) -> Journal | None:
+        """Give one that exists."""
+        ...
+
+    def forget(self, migration_id: str) -> None:
+        """Keep no object of one that has ended."""
+        ...
+
+
+class ArrivalObserver(Protocol):
+    """Who wants to know how migrations come and go: the history."""
+
+    def arrived(self, reservation: Reservation) -> None:
+        """A reservation is about to be made."""
+        ...
+
+    def settled(self, migration_id: str, outcome: Outcome, error: PhaulError | None) -> None:
+        """A migration has ended here, or cannot end for now (IN_DOUBT)."""
         ...

@@ -15,7 +15,7 @@ from dataclasses import replace
 from functools import reduce
 from operator import or_
 
-from phaul.errors import PreflightError
+from phaul.errors import PhaulError
 from phaul.migration.facts import FileFacts, Occupancy, Problem, TaskFacts, WorkloadFacts
 from phaul.migration.interfaces import TreeHandle, TreeIdentity
 from phaul.migration.page_images import Ahead, Digests, PageImage
@@ -164,7 +164,7 @@ def _as_it_is_here(wanted: FileFacts) -> FileFacts:
     return replace(seen, locked=locked)
 
 
-def _no_such_process(pid: int) -> PreflightError:
+def _no_such_process(pid: int) -> PhaulError:
     return refusal(
         [
             Problem(

@@ -124,7 +124,10 @@ class Agent:
         await server._settlers.close()
         await server._person_server.stop(0)
         await server._peer_server.stop(0)
+        await server._people.close()
         await server._listener.close()
+        if server._watch is not None:
+            server._watch.cancel()
         for channel in self._channels:
             channel.close()
 

@@ -37,9 +37,9 @@ async def test_kept_errors_keep_no_connection(pair: Pair) -> None:
         peer = GrpcPeer(parse_destination(pair.destination.target))
         for call in (peer.resume, peer.restore, peer.received_pages, peer.page_digests):
             with pytest.raises(PhaulError) as caught:
-                await call("never-heard-of")
+                await call("0dd0dd00")
             kept.append(caught.value)
-        assert await peer.word("never-heard-of") is Word.UNKNOWN
+        assert await peer.word("0dd0dd00") is Word.UNKNOWN
         assert connections_to(port) == 1
         await peer.close()
         async with asyncio.timeout(WAIT_SECONDS):

@@ -26,7 +26,7 @@ SURFACES = {
     "pages": ("transfer_surfaces", "Pages"),
     "sealed": ("transfer_surfaces", "Sealed"),
     "peer": ("rpc_surfaces", "Peer"),
-    "person": ("rpc_surfaces", "Person"),
+    "person": ("rpc_surfaces", "People"),
     "trust": ("trust_surfaces", "Trust"),
     "ports": ("trust_surfaces", "Ports"),
 }

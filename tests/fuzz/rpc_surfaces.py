@@ -12,19 +12,24 @@ from google.protobuf.message import DecodeError, Message
 
 from phaul.agent import rpc_errors
 from phaul.agent.agent_service import AgentService
+from phaul.agent.audit import Audit
+from phaul.agent.gatekeeper import Gatekeeper
 from phaul.agent.history import History
 from phaul.agent.journals import Journals
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.page_listener import PageListener
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
+from phaul.agent.policy_file import PolicyFile
 from phaul.agent.resolution import Resolver
 from phaul.agent.settlers import Settlers
+from phaul.agent.tls_bridge import LiveConnections
 from phaul.criu.images import encode_pagemap
 from phaul.errors import PhaulError, UnreachableError
 from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree
 from phaul.lab.fakes import fake_host
 from phaul.migration.arrivals import Arrivals
+from phaul.migration.policy import Belonging, Person
 from phaul.rpc.v1 import agent_pb2, dirty_rate_pb2, facts_pb2, peer_pb2
 from tests.fuzz.sandbox import Sandbox
 from tests.fuzz.surface import Finding, Reader, log_nothing, part
@@ -33,6 +38,7 @@ ANSWER_SECONDS = 10.0  # what takes longer hangs
 WAITING_SECONDS = 0.02  # for calls that wait for pages, which never come here
 MOST_CALLS = 12
 MIGRATION = "0badcafe"
+ROOT = Person(0, "root", (), True)
 
 PEER_METHODS: tuple[tuple[str, type[Message]], ...] = (
     ("Observe", peer_pb2.ObserveRequest),
@@ -59,6 +65,7 @@ PERSON_METHODS: tuple[tuple[str, type[Message]], ...] = (
     ("ListMigrations", agent_pb2.ListMigrationsRequest),
     ("DescribeDoubt", agent_pb2.MigrationReference),
     ("ResolveMigration", agent_pb2.ResolveRequest),
+    ("DescribePolicy", agent_pb2.DescribePolicyRequest),
 )
 
 
@@ -109,20 +116,30 @@ class World:
         def connect(typed: str) -> GrpcPeer:
             return NobodyThere()  # type: ignore[return-value]  # what is called of it
 
+        async def look(root_pid: int) -> tuple[Belonging, ...]:
+            return ()
+
+        self.audit = Audit(directory / "audit.jsonl")
+        policy = PolicyFile(directory / "policy.toml")
+        self.gate = Gatekeeper(policy, self.audit, lambda _: ROOT, LiveConnections(), look, lambda: 0)
+
         async def digests(image: object) -> tuple[bytes, ...]:
             return ()
 
         self.migrations = OutgoingMigrations(host, history, connect, self.journals)
-        self.arrivals = Arrivals(host, self.journals, HistoryObserver(history), listener.expect, connect, digests)
+        self.arrivals = Arrivals(
+            host, self.journals, HistoryObserver(history), listener.expect, connect, digests, self.gate.admit
+        )
         settlers = Settlers(host, self.journals, history, self.arrivals, connect)
         resolver = Resolver(host, history, self.journals, self.migrations, self.arrivals, settlers, connect)
-        self.peer_service = PeerService(host, self.arrivals, self.journals, listener, self.migrations.killed)
-        self.person_service = AgentService(host, self.migrations, history, resolver, self.arrivals)
+        self.peer_service = PeerService(host, self.arrivals, self.journals, listener, self.migrations.killed, self.gate)
+        self.person_service = AgentService(host, self.migrations, history, resolver, self.arrivals, self.gate)
 
     async def close(self) -> None:
         """Nothing goes on."""
         await self.migrations.close()
         await self.arrivals.close()
+        await self.audit.close()
         for migration_id in list(self.journals._open):
             self.journals.forget(migration_id)
 
@@ -247,7 +264,7 @@ class Peer(Service):
         yield calls(PEER_METHODS, ("Observe", peer_pb2.ObserveRequest(ids=[-1, 1 << 30], files=[file])))
 
 
-class Person(Service):
+class People(Service):
     """What people on this host call."""
 
     methods = PERSON_METHODS

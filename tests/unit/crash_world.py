@@ -61,6 +61,10 @@ T = TypeVar("T")
 HOOKED = (Stage.PRE_DUMP, Stage.SETUP_NAMESPACES, Stage.SWITCHOVER, *AFTER_THE_DECISION)
 
 
+async def everybody(*_: object) -> None:
+    """Every migration may come in."""
+
+
 async def no_digests(_: object) -> tuple[bytes, ...]:
     """The memory of a tree in this world is always b""."""
     return ()
@@ -127,7 +131,9 @@ class SimHost:
             describe,
             hooks=FakeHooks(machine),
         )
-        self.arrivals = Arrivals(self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digests)
+        self.arrivals = Arrivals(
+            self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digests, everybody
+        )
         for migration_id, journal in self.journals.by_id.items():
             if journal.records and not ended(journal.records):
                 self.run(lambda key=migration_id, unfinished=journal: self._settle(key, unfinished))  # type: ignore[misc]

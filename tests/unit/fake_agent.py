@@ -39,6 +39,7 @@ class Script:
     cancel_events: Sequence[pb.MigrationEvent] = ()
     doubt: pb.DoubtReport = field(default_factory=pb.DoubtReport)
     resolved: pb.ResolveReply = field(default_factory=pb.ResolveReply)
+    policy: pb.PolicyReport = field(default_factory=pb.PolicyReport)
     requests: list[Any] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     watches: int = 0
@@ -111,6 +112,10 @@ class FakeAgent(AgentServicer):
     async def ResolveMigration(self, request: pb.ResolveRequest, context: Any) -> pb.ResolveReply:  # noqa: N802
         await self._note(request, context)
         return self._script.resolved
+
+    async def DescribePolicy(self, request: pb.DescribePolicyRequest, context: Any) -> pb.PolicyReport:  # noqa: N802
+        await self._note(request, context)
+        return self._script.policy
 
 
 @asynccontextmanager

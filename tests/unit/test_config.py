@@ -34,6 +34,8 @@ def test_who_configures_nothing_is_safe() -> None:
         ("page_port", "0", 0),
         ("page_encryption", "off", "off"),
         ("insecure", "1", True),
+        ("policy", "/srv/policy.toml", Path("/srv/policy.toml")),
+        ("audit_log", "/srv/audit.jsonl", Path("/srv/audit.jsonl")),
         ("runtime_dir", "/run/x", Path("/run/x")),
         ("state_dir", "/var/x", Path("/var/x")),
         ("children_group", "/sys/fs/cgroup/x", Path("/sys/fs/cgroup/x")),

@@ -81,6 +81,11 @@ class AgentStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveReply.FromString,
                 _registered_method=True)
+        self.DescribePolicy = channel.unary_unary(
+                '/phaul.v1.Agent/DescribePolicy',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.DescribePolicyRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.PolicyReport.FromString,
+                _registered_method=True)
 
 
 class AgentServicer:
@@ -151,6 +156,13 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DescribePolicy(self, request, context):
+        """The policy that is in force.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AgentServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -198,6 +210,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.ResolveMigration,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveReply.SerializeToString,
+            ),
+            'DescribePolicy': grpc.unary_unary_rpc_method_handler(
+                    servicer.DescribePolicy,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.DescribePolicyRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.PolicyReport.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -443,6 +460,33 @@ class Agent:
             '/phaul.v1.Agent/ResolveMigration',
             phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DescribePolicy(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Agent/DescribePolicy',
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.DescribePolicyRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.PolicyReport.FromString,
             options,
             channel_credentials,
             insecure,

@@ -477,6 +477,7 @@ class HostFacts(_message.Message):
     MAX_PID_FIELD_NUMBER: _builtins.int
     FREE_HUGE_PAGE_BYTES_FIELD_NUMBER: _builtins.int
     SECURITY_MODULES_FIELD_NUMBER: _builtins.int
+    MOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     host_name: _builtins.str
     phaul_version: _builtins.str
     kernel_release: _builtins.str
@@ -490,6 +491,8 @@ class HostFacts(_message.Message):
     max_open_files: _builtins.int
     max_pid: _builtins.int
     free_huge_page_bytes: _builtins.int
+    most_memory_bytes: _builtins.int
+    """of a workload, by its policy; 0: no limit"""
     @_builtins.property
     def features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -524,10 +527,11 @@ class HostFacts(_message.Message):
         max_pid: _builtins.int = ...,
         free_huge_page_bytes: _builtins.int = ...,
         security_modules: _abc.Iterable[_builtins.str] | None = ...,
+        most_memory_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "most_memory_bytes", b"most_memory_bytes", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -114,6 +114,7 @@ class PrepareRequest(_message.Message):
     SHELL_JOB_FIELD_NUMBER: _builtins.int
     SOURCE_PORT_FIELD_NUMBER: _builtins.int
     SOURCE_PEER_FIELD_NUMBER: _builtins.int
+    SOURCE_NAME_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
@@ -126,6 +127,8 @@ class PrepareRequest(_message.Message):
     source_port: _builtins.int
     """where the source's agent listens, on the address that it calls from"""
     source_peer: _builtins.str
+    """filled in by the destination"""
+    source_name: _builtins.str
     """filled in by the destination"""
     destination_host: _builtins.str
     """as it named itself"""
@@ -150,12 +153,13 @@ class PrepareRequest(_message.Message):
         shell_job: _builtins.bool = ...,
         source_port: _builtins.int = ...,
         source_peer: _builtins.str = ...,
+        source_name: _builtins.str = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
         destination_host: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "destination_host", b"destination_host", "hooks", b"hooks", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "destination_host", b"destination_host", "hooks", b"hooks", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_name", b"source_name", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
