@@ -17,7 +17,9 @@ from pathlib import Path
 
 import structlog
 
+from phaul.agent.strangers import Strangers
 from phaul.errors import TransferError
+from phaul.observe.seldom import Seldom
 from phaul.transfer.page_channel import ACCEPTED, TOKEN_BYTES
 from phaul.transfer.page_receiver import PageReceiver
 from phaul.transfer.page_store import PagemapEncoder, PageStore, Received, forget_rounds
@@ -28,7 +30,7 @@ log = structlog.get_logger(__name__)
 
 TOKEN_TIMEOUT_SECONDS = 10.0
 ACCEPT_PAUSE_SECONDS = 0.1  # after a connection that could not be accepted
-BACKLOG = 64
+BACKLOG = 1024  # where it is full, who connects waits for a second
 MOST_CHANNELS = 512
 
 
@@ -100,6 +102,8 @@ class PageListener:
         self._expected: list[ExpectedPages] = []  # that nobody has come for yet
         self._under_way: set[ExpectedPages] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._strangers = Strangers()
+        self._seldom = Seldom()
         # A channel keeps its thread as long as it is open, so these must not be the few that everybody else uses.
         self._threads = ThreadPoolExecutor(MOST_CHANNELS, thread_name_prefix="pages")
 
@@ -156,12 +160,17 @@ class PageListener:
                 await asyncio.sleep(ACCEPT_PAUSE_SECONDS)
                 continue
             self._start(self._serve(connection, str(address[0])))
+            await asyncio.sleep(0)  # sock_accept gives no turn to others while there are more, and some have to go
 
     async def _serve(self, connection: socket.socket, peer: str) -> None:
         with contextlib.ExitStack() as stack:
             stack.callback(connection.close)
             connection.setblocking(False)
-            admitted = await self._admit(connection, peer)
+            self._strangers.add(connection, peer, lambda: _break(connection))
+            try:
+                admitted = await self._admit(connection, peer)
+            finally:
+                self._strangers.discard(connection)
             if admitted is None or admitted[0].cancelled:  # cancelled: aborted as it came
                 return
             expected, wire = admitted
@@ -214,10 +223,19 @@ class PageListener:
                         return expected, wire
         except (OSError, TimeoutError):
             pass  # the same as a wrong token: it is not let in
-        log.warning("page_channel.refused", peer=peer)
+        if times := self._seldom.times(peer):
+            log.warning("page_channel.refused", peer=peer, times=times)
         return None
 
     def _start(self, work: asyncio._CoroutineLike[None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _break(connection: socket.socket) -> None:
+    """Whoever reads from it comes to its end."""
+    try:
+        connection.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it is at its end

@@ -9,6 +9,7 @@ import asyncio
 import dataclasses
 import itertools
 from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 
 import structlog
 
@@ -19,7 +20,7 @@ from phaul.agent.messages import to_message
 from phaul.agent.page_listener import PageListener
 from phaul.agent.peer_names import peer_host
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
-from phaul.errors import PhaulError
+from phaul.errors import PhaulError, TransferError
 from phaul.migration.arrivals import Arrivals
 from phaul.migration.destination import SMALL_IMAGES_BYTES
 from phaul.migration.events import Outcome, Role
@@ -39,8 +40,24 @@ from phaul.transfer.image_stream import Chunk, ImageWriter
 
 log = structlog.get_logger(__name__)
 
+M = TypeVar("M")
+
+STALL_SECONDS = 60.0  # between two pieces of images
 RUNS_A_MESSAGE = 100_000  # about 1 MB
 DIGESTS_A_MESSAGE = 65_536  # 1 MiB
+
+
+async def _in_time(messages: AsyncIterator[M]) -> AsyncIterator[M]:
+    """The messages of a stream, as long as one comes from time to time. Raises `TransferError` else."""
+    while True:
+        try:
+            async with asyncio.timeout(STALL_SECONDS):
+                message = await anext(messages)
+        except StopAsyncIteration:
+            return
+        except TimeoutError as error:
+            raise TransferError(f"no image came for {STALL_SECONDS:g} s") from error
+        yield message
 
 
 class HistoryObserver:
@@ -135,7 +152,7 @@ class PeerService(PeerServicer):
         """Write and verify the images."""
         writer: ImageWriter | None = None
         try:
-            async for message in request:
+            async for message in _in_time(request):
                 if writer is None:
                     migration_id = self._own(message.migration_id, context)
                     writer = ImageWriter(self._arrivals.images(migration_id), SMALL_IMAGES_BYTES)

@@ -53,7 +53,7 @@ from phaul.observe.logs import configure_logs
 from phaul.rpc.v1 import agent_pb2, peer_pb2
 from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
-from phaul.system import notify, placement
+from phaul.system import descriptors, notify, placement
 from phaul.system.children import adopt_orphans
 from phaul.system.memory import limit_arenas, page_size_bytes
 from phaul.system.task_memory import blocks_of_image, digests
@@ -70,6 +70,7 @@ OPTIONS = [
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.http2.min_recv_ping_interval_without_data_ms", 1000),  # the pings of `peer_client` are welcome
     ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.max_concurrent_streams", 128),  # a connection
     ("grpc.so_reuseport", 0),  # a second agent on the port is an error, not a second opinion
 ]
 
@@ -268,6 +269,7 @@ async def serve(config: AgentConfig) -> None:
     configure_logs(config.log_level, config.log_format)
     adopt_orphans()
     limit_arenas(MALLOC_ARENAS)
+    descriptors.allow_many()
     placement.use(config.children_group)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

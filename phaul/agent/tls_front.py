@@ -9,13 +9,16 @@ import asyncio
 import itertools
 import json
 import socket
+from collections import Counter
 from pathlib import Path
 
 import structlog
 
 from phaul.agent.audit import Audit
+from phaul.agent.strangers import Strangers
 from phaul.agent.tls_bridge import LiveConnections, carry
 from phaul.errors import PhaulError, UnreachableError
+from phaul.observe.seldom import Seldom
 from phaul.trust.authority import Authority
 from phaul.trust.certificates import plain_address
 from phaul.trust.connections import CALLS, RENEWAL, TrustedConnection, receive
@@ -24,9 +27,10 @@ from phaul.trust.tls_stream import CHUNK_BYTES
 
 log = structlog.get_logger(__name__)
 
-BACKLOG = 64
-STRANGERS = 64  # connections at once that have not yet shown who they are
+BACKLOG = 1024  # in the kernel: where it is full, who connects waits for a second
+AT_A_TIME = 64  # accepted in one turn of the loop
 CONNECTIONS = 512  # of all kinds
+CONNECTIONS_A_HOST = 128  # of one address, strangers or not
 
 
 class TlsFront:
@@ -39,7 +43,9 @@ class TlsFront:
         self._grpc_socket = grpc_socket
         self._servers: list[asyncio.Server] = []
         self._tasks: set[asyncio.Task[None]] = set()
-        self._strangers: dict[asyncio.StreamWriter, None] = {}  # in the order in which they came
+        self._strangers = Strangers()
+        self._of_host: Counter[str] = Counter()
+        self._seldom = Seldom()
         self._numbers = itertools.count(1)
 
     async def start(self, host: str, port: int) -> int:
@@ -58,8 +64,9 @@ class TlsFront:
                 raise
             port = int(listener.getsockname()[1])
             self._servers.append(
-                await asyncio.start_server(self._accepted, sock=listener, backlog=BACKLOG, limit=CHUNK_BYTES)
+                await asyncio.start_server(self._accepted, sock=listener, backlog=AT_A_TIME, limit=CHUNK_BYTES)
             )
+            listener.listen(BACKLOG)  # asyncio knows one number for both
         return port
 
     async def close(self) -> None:
@@ -71,18 +78,27 @@ class TlsFront:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self._tasks) >= CONNECTIONS:
+        found = writer.get_extra_info("peername")
+        if found is None:  # gone already
             writer.transport.abort()
-            log.warning("peer.too_many", open=len(self._tasks))
             return
-        if len(self._strangers) >= STRANGERS:  # whoever is honest is no stranger for more than milliseconds
-            oldest = next(iter(self._strangers))
-            del self._strangers[oldest]
-            oldest.transport.abort()
-        self._strangers[writer] = None
+        host = str(found[0])
+        if len(self._tasks) >= CONNECTIONS or self._of_host[host] >= CONNECTIONS_A_HOST:
+            writer.transport.abort()
+            if times := self._seldom.times(host):
+                log.warning("peer.too_many", peer=host, open=len(self._tasks), times=times)
+            return
+        self._strangers.add(writer, host, writer.transport.abort)
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._of_host[host] += 1
+        task.add_done_callback(lambda _: self._ended(task, host))
+
+    def _ended(self, task: asyncio.Task[None], host: str) -> None:
+        self._tasks.discard(task)
+        self._of_host[host] -= 1
+        if not self._of_host[host]:
+            del self._of_host[host]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         address = writer.get_extra_info("peername")
@@ -90,12 +106,13 @@ class TlsFront:
             connection = await receive(self._store, reader, writer)
         except PhaulError as error:
             level = log.info if isinstance(error, UnreachableError) else log.warning
-            level("peer.refused", peer=str(address[0]), reason=error.message, detail=error.detail)
+            if times := self._seldom.times(f"{address[0]} {error.message}"):
+                level("peer.refused", peer=str(address[0]), reason=error.message, detail=error.detail, times=times)
             if not isinstance(error, UnreachableError):
                 self._audit.note_repeated("connection", str(address[0]), "refused", reason=error.message)
             return
         finally:
-            self._strangers.pop(writer, None)
+            self._strangers.discard(writer)
         if connection.wants == CALLS:
             await self._hand_to_grpc(connection, str(address[0]), int(address[1]))
         elif connection.wants == RENEWAL:

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from phaul.agent import trust_keeper
 from phaul.agent.peer_names import peer_host
-from phaul.agent.tls_front import STRANGERS
+from phaul.agent.strangers import STRANGERS
 from phaul.errors import NotTrustedError, UnreachableError
 from phaul.lab.fake_machine import TreeState
 from phaul.migration.peer import Reservation
