@@ -14,7 +14,7 @@ MINIMUM_PYTHON := (3, 11)
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup system-packages image machines proto lint unit test fuzz demo bench soak lab-up lab-down clean
+.PHONY: help setup system-packages image machines examples proto lint unit test fuzz demo bench soak lab-up lab-down clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,10 @@ test: setup image machines ## all tests, the lab's with real CRIU too
 fuzz: setup ## 10 minutes of hostile input for each of seven surfaces (FUZZ_SECONDS)
 	@$(PYTHON) -m pip install --quiet --quiet --root-user-action ignore --group fuzz </dev/null || true
 	@$(PYTHON) -m tests.fuzz
+
+examples: setup ## try the action scripts of docs/hooks beside HAProxy, keepalived and BIND, in an image of their own
+	@$(PYTHON) -m phaul.lab.tools_image
+	@.venv/bin/pytest tests/lab/test_hook_examples.py
 
 demo: setup image ## move a running server between two hosts, and watch
 	@.venv/bin/phaul demo

@@ -6,12 +6,13 @@ import asyncio
 import dataclasses
 import json
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 
 from phaul.agent import requests
 from phaul.agent.dirty_rates import DirtyRates
 from phaul.agent.gatekeeper import Gatekeeper
 from phaul.agent.history import History
+from phaul.agent.leftovers import Leftover, Leftovers
 from phaul.agent.messages import to_message
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.resolution import Resolver, choice_of
@@ -40,6 +41,7 @@ class AgentService(AgentServicer):
         resolver: Resolver,
         arrivals: Arrivals,
         gate: Gatekeeper,
+        leftovers: Leftovers,
     ) -> None:
         self._gate = gate
         self._host = host
@@ -47,6 +49,7 @@ class AgentService(AgentServicer):
         self._migrations = migrations
         self._history = history
         self._resolver = resolver
+        self._leftovers = leftovers
         self._dirty_rates = DirtyRates(migrations, history, host.outcomes, measure_dirty_rate)
 
     @reports_errors
@@ -154,6 +157,19 @@ class AgentService(AgentServicer):
         return to_message(await self._resolver.describe(request.migration_id), agent_pb2.DoubtReport)
 
     @reports_errors
+    async def FindLeftovers(self, request: agent_pb2.LeftoversRequest, context: Context) -> agent_pb2.LeftoversReply:
+        """What is left of earlier crashes."""
+        self._gate.require_root(context, "look")
+        return _told(await self._leftovers.find())
+
+    @reports_errors
+    async def RemoveLeftovers(self, request: agent_pb2.LeftoversRequest, context: Context) -> agent_pb2.LeftoversReply:
+        """Remove it."""
+        person = self._gate.require_root(context, "leftovers.remove")
+        await self._gate.audit.write("leftovers.remove", str(person), "allowed")
+        return _told(await self._leftovers.remove())
+
+    @reports_errors
     async def ResolveMigration(self, request: agent_pb2.ResolveRequest, context: Context) -> agent_pb2.ResolveReply:
         """Do what a person decided."""
         choice = choice_of(request.choice)
@@ -184,3 +200,7 @@ class AgentService(AgentServicer):
             policy=json.dumps(dataclasses.asdict(policy)),
             audit_log=str(self._gate.audit.path),
         )
+
+
+def _told(leftovers: Sequence[Leftover]) -> agent_pb2.LeftoversReply:
+    return agent_pb2.LeftoversReply(leftovers=(to_message(each, agent_pb2.Leftover) for each in leftovers))

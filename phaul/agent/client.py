@@ -25,6 +25,8 @@ from phaul.rpc.v1.agent_pb2 import (
     DescribeHostRequest,
     DescribePolicyRequest,
     DoubtReport,
+    Leftover,
+    LeftoversRequest,
     ListMigrationsRequest,
     MigrationEvent,
     MigrationReference,
@@ -134,6 +136,16 @@ class AgentClient:
     async def describe_policy(self) -> PolicyReport:
         """The policy that is in force."""
         return await self._call(self._stub.DescribePolicy(DescribePolicyRequest(), timeout=ANSWER_SECONDS))
+
+    async def find_leftovers(self) -> tuple[Leftover, ...]:
+        """What earlier crashes have left; touches nothing."""
+        reply = await self._call(self._stub.FindLeftovers(LeftoversRequest(), timeout=CHECK_SECONDS))
+        return tuple(reply.leftovers)
+
+    async def remove_leftovers(self) -> tuple[Leftover, ...]:
+        """Remove it; each with what became of it."""
+        reply = await self._call(self._stub.RemoveLeftovers(LeftoversRequest(), timeout=RESOLVE_SECONDS))
+        return tuple(reply.leftovers)
 
     @property
     def _stub(self) -> AgentAsyncStub:

@@ -63,6 +63,17 @@ class Journals:
         if journal is not None:
             journal.close()
 
+    def known(self) -> tuple[str, ...]:
+        """Every migration that has a journal here, whatever became of it."""
+        return tuple(sorted(path.parent.name for path in self._directory.glob(f"*/{NAME}")))
+
+    def look(self, migration_id: str) -> Sequence[Record]:
+        """Give the records of a journal, without keeping it; none where there is no such journal."""
+        if migration_id in self._open:
+            return self._open[migration_id].records
+        path = self._directory / migration_id / NAME
+        return MigrationJournal(path).records if migration_id.isalnum() and path.is_file() else ()
+
     def unfinished(self) -> Iterator[tuple[str, MigrationJournal]]:
         """Give every migration that an agent before this one left in the middle."""
         for path in sorted(self._directory.glob(f"*/{NAME}")):

@@ -27,6 +27,7 @@ from phaul.agent.destination import Destination, parse_destination
 from phaul.agent.gatekeeper import Gatekeeper
 from phaul.agent.history import History
 from phaul.agent.journals import Journals
+from phaul.agent.leftovers import Leftovers
 from phaul.agent.local_front import LocalFront
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.page_listener import PageListener
@@ -209,7 +210,16 @@ class AgentServer:
             ) from error
 
     async def _serve_people(self) -> None:
-        service = AgentService(self._host, self._migrations, self._history, self._resolver, self._arrivals, self._gate)
+        leftovers = Leftovers(
+            self._host,
+            self._journals,
+            self._arrivals,
+            self._settlers,
+            lambda migration_id: self._migrations.under_way(migration_id) is not None,
+        )
+        service = AgentService(
+            self._host, self._migrations, self._history, self._resolver, self._arrivals, self._gate, leftovers
+        )
         add_AgentServicer_to_server(service, self._person_server)
         await _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
         _bind_socket(self._person_server, self._config.runtime_dir / PERSON_SOCKET)

@@ -76,6 +76,10 @@ class MemoryRooms:
         await asyncio.to_thread(mount_memory, path, size_bytes)
         return path
 
+    async def all(self) -> tuple[str, ...]:
+        """The names of the mount points."""
+        return tuple(sorted({path.name for path in await asyncio.to_thread(mounted_below, self._directory)}))
+
     async def existing(self, migration_id: str) -> Path | None:
         """A tmpfs outlives the agent that mounted it."""
         path = self._directory / migration_id

@@ -72,13 +72,23 @@ def doctor(
         str | None,
         typer.Option("--to", metavar="HOST[:PORT]", help="Also try whether that host's agent can be reached."),
     ] = None,
+    fix: Annotated[
+        bool,
+        typer.Option("--fix", help="Show what earlier crashes have left on this host, and remove it when you say yes."),
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="With --fix: remove it without asking.")] = False,
     json_output: options.JsonOption = False,
     socket: options.SocketOption = None,
 ) -> None:
     """Say what this host can do, what it lacks and what to install. Works without a running agent.
 
     Exits with 0 where the host can take part in migrations, 10 where it cannot, 11 where HOST cannot be reached.
+    --fix asks the agent, which knows what a migration still needs; exits with 30 where something is left.
     """
+    if fix:
+        from phaul.cli.fix import fix_host
+
+        run_command(fix_host(options.socket_path(socket), yes=yes, json_output=json_output), json_output=json_output)
     run_command(_doctor(options.socket_path(socket), to, json_output), json_output=json_output)
 
 

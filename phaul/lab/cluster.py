@@ -57,6 +57,7 @@ class Lab:
         *,
         virtual: bool = False,
         agents: bool = True,
+        image_directory: Path | None = None,
         progress: building.Progress = lambda line: None,
     ) -> Lab:
         """
@@ -66,6 +67,7 @@ class Lab:
             name: tells labs of one machine apart.
             hosts: names of the hosts; the client is there always.
             virtual: the hosts are virtual machines; the client is none.
+            image_directory: another image than the usual one.
             agents: start an agent on each host and wait until it serves.
             progress: told one line per step that takes long.
 
@@ -73,7 +75,7 @@ class Lab:
         """
         _check_names(name, hosts)
         machine.check(virtual=virtual)
-        chosen_image = image.ensure(progress)
+        chosen_image = image_directory or image.ensure(progress)
         machines = str(vm_image.ensure(progress).directory) if virtual else ""
         description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT), machines)
         directory = _make_directory(name)

@@ -65,6 +65,10 @@ class FakeRooms:
         path.mkdir(parents=True)
         return path
 
+    async def all(self) -> tuple[str, ...]:
+        """Every directory."""
+        return tuple(path.name for path in self._directory.iterdir()) if self._directory.exists() else ()
+
     async def existing(self, migration_id: str) -> Path | None:
         """It outlives an agent."""
         path = self._directory / migration_id
@@ -246,6 +250,10 @@ class FakeNetwork:
         self._machine.act("network.unfence")
         self._machine.fences.pop(migration_id, None)
 
+    async def fences(self) -> tuple[str, ...]:
+        """Whose stand."""
+        return tuple(self._machine.fences)
+
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put addresses on; they must be fenced, or the source must have given them up."""
         self._machine.act("network.add")
@@ -260,6 +268,10 @@ class FakeNetwork:
         """Note it."""
         self._machine.act("network.announce")
         self._machine.announced += [each.address for each in addresses]
+
+    async def engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> tuple[str, ...]:
+        """There are none."""
+        return ()
 
     async def remove_engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts] = ()) -> None:
         """There are none."""

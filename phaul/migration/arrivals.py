@@ -19,7 +19,7 @@ from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import HookRun
 from phaul.migration.hooks import HookScene, HostHooks, Stage
 from phaul.migration.host import Host
-from phaul.migration.journal import Journal, Mark, last_of
+from phaul.migration.journal import Journal, Mark, ended, last_of
 from phaul.migration.lazy import Loading
 from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.peer import Aborted, PeerAgent, Reservation, RestoredCopy
@@ -176,6 +176,11 @@ class Arrivals:
     def knows(self, migration_id: str) -> bool:
         """Whether a step of this migration can be asked for."""
         return migration_id in self._incoming
+
+    def at_work(self, migration_id: str) -> bool:
+        """Whether a migration is on its way here, or its copy still needs something of it."""
+        journal = self._journals.find(migration_id) if migration_id in self._incoming else None
+        return journal is not None and not ended(journal.records)
 
     def loading(self, migration_id: str) -> Loading | None:
         """How far the pages of a copy that runs are, until they are all in place."""

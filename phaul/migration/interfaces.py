@@ -153,10 +153,7 @@ class Keeper(Protocol):
 
 
 class TreeHandle(Protocol):
-    """The tasks of one frozen tree, each held by a pidfd, so that a reused PID can never be hit.
-
-    Owns the pidfds until `close`.
-    """
+    """The tasks of one frozen tree, each held by a pidfd until `close`, so that a reused PID can never be hit."""
 
     def stands_still(self) -> bool:
         """Say whether no task can have run since it was taken hold of."""
@@ -233,8 +230,7 @@ class RestoreRequest:
     keep_connections: bool
     shell_job: bool
     lazy: bool = False  # leave the pages to the loader that was made for this migration
-    # Awaited once the copy's own namespaces are there, where it has any; what it raises ends the restore.
-    setting_up: Callable[[], Awaitable[None]] | None = None
+    setting_up: Callable[[], Awaitable[None]] | None = None  # awaited once its namespaces, if any, are there
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,6 +342,10 @@ class NetworkIdentity(Protocol):
         """Lift the fence; nothing happens where there is none."""
         ...
 
+    async def fences(self) -> tuple[str, ...]:
+        """Every migration that has a fence here."""
+        ...
+
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put the addresses on their devices, without duplicate address detection. All or none."""
         ...
@@ -356,6 +356,10 @@ class NetworkIdentity(Protocol):
 
     async def announce(self, addresses: Sequence[AddressFacts]) -> None:
         """Tell the neighbours: gratuitous ARP and unsolicited neighbour advertisements, once each."""
+        ...
+
+    async def engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> tuple[str, ...]:
+        """Name the packet filter rules that `remove_engine_locks` would remove. Touches nothing."""
         ...
 
     async def remove_engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts] = ()) -> None:
@@ -380,6 +384,10 @@ class ImageRooms(Protocol):
 
     async def make(self, migration_id: str, size_bytes: int) -> Path:
         """Make an empty directory that holds at most `size_bytes`."""
+        ...
+
+    async def all(self) -> tuple[str, ...]:
+        """Every migration that has a directory here, also one of an agent before this one."""
         ...
 
     async def existing(self, migration_id: str) -> Path | None:

@@ -23,7 +23,7 @@ import json
 import re
 import shlex
 import shutil
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,11 +103,21 @@ async def remove_locks(root_pid: int, connections: Sequence[ConnectionFacts], mo
     Raises `CommandError` where `nft` or `iptables` refuses; what it got to by then is removed.
     """
     owner = Owner(connections, moved)
-    if shutil.which("nft"):
-        await _remove_tables(root_pid, owner)
-    for program in ("iptables", "ip6tables"):
-        if shutil.which(program):
-            await _remove_rules(program, owner)
+    async for name in _tables(root_pid, owner):
+        # Declared first: no error when it goes away under our hands.
+        rules = f"table inet {name}\ndelete table inet {name}\n"
+        await run(["nft", "-f", "-"], stdin=rules, timeout_seconds=NFT_TIMEOUT_SECONDS)
+        log.info("criu_lock.removed", table=name, root_pid=root_pid)
+    async for program, line in _rules(owner):
+        await run([program, "-w", "-D", *shlex.split(line)[1:]], timeout_seconds=IPTABLES_TIMEOUT_SECONDS)
+        log.info("criu_lock.removed", program=program, rule=line)
+
+
+async def find_locks(root_pid: int, connections: Sequence[ConnectionFacts], moved: Collection[str]) -> tuple[str, ...]:
+    """Name the locks that `remove_locks` would remove: tables of nftables, rules of iptables."""
+    owner = Owner(connections, moved)
+    tables = [f"table inet {name}" async for name in _tables(root_pid, owner)]
+    return (*tables, *[f"{program} {line}" async for program, line in _rules(owner)])
 
 
 def parse_table_names(listing: str) -> tuple[str, ...]:
@@ -147,7 +157,10 @@ def parse_rule(line: str) -> Flow | None:
         return None
 
 
-async def _remove_tables(root_pid: int, owner: Owner) -> None:
+async def _tables(root_pid: int, owner: Owner) -> AsyncIterator[str]:
+    """Every table of this tree."""
+    if not shutil.which("nft"):
+        return
     listing = await run(["nft", "list", "tables"], timeout_seconds=NFT_TIMEOUT_SECONDS)
     for name in parse_table_names(listing.stdout):
         if name != f"{TABLE_PREFIX}{root_pid}":
@@ -157,19 +170,17 @@ async def _remove_tables(root_pid: int, owner: Owner) -> None:
             # Its CRIU may have removed it by now.
             if table.exit_status != 0 or not owner.has_table(parse_flows(table.stdout)):
                 continue
-        # Declared first: no error when it goes away under our hands.
-        rules = f"table inet {name}\ndelete table inet {name}\n"
-        await run(["nft", "-f", "-"], stdin=rules, timeout_seconds=NFT_TIMEOUT_SECONDS)
-        log.info("criu_lock.removed", table=name, root_pid=root_pid)
+        yield name
 
 
-async def _remove_rules(program: str, owner: Owner) -> None:
-    # A kernel without this family, or without iptables at all, has no locks of it either.
-    listing = await run([program, "-w", "-S"], timeout_seconds=IPTABLES_TIMEOUT_SECONDS, check=False)
-    for line in listing.stdout.splitlines():
-        flow = parse_rule(line)
-        if flow is None or not (owner.has(flow) or owner.accepted(flow)):
+async def _rules(owner: Owner) -> AsyncIterator[tuple[str, str]]:
+    """Every rule of this tree, with the program that has it."""
+    for program in ("iptables", "ip6tables"):
+        if not shutil.which(program):
             continue
-        words = shlex.split(line)
-        await run([program, "-w", "-D", *words[1:]], timeout_seconds=IPTABLES_TIMEOUT_SECONDS)
-        log.info("criu_lock.removed", program=program, rule=line)
+        # A kernel without this family, or without iptables at all, has no locks of it either.
+        listing = await run([program, "-w", "-S"], timeout_seconds=IPTABLES_TIMEOUT_SECONDS, check=False)
+        for line in listing.stdout.splitlines():
+            flow = parse_rule(line)
+            if flow is not None and (owner.has(flow) or owner.accepted(flow)):
+                yield program, line

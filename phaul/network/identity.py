@@ -66,6 +66,10 @@ class HostNetwork:
         for failure in neighbours.announce(addresses):
             log.warning("announce.failed", reason=failure)
 
+    async def engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> tuple[str, ...]:
+        """Name the locks of CRIU's that `remove_engine_locks` would remove."""
+        return await criu_locks.find_locks(root_pid, connections, self._addresses.taken)
+
     async def remove_engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts] = ()) -> None:
         """Remove the packet filter rules that CRIU left behind for a tree that it dumped or restored.
 

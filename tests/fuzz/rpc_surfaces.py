@@ -16,6 +16,7 @@ from phaul.agent.audit import Audit
 from phaul.agent.gatekeeper import Gatekeeper
 from phaul.agent.history import History
 from phaul.agent.journals import Journals
+from phaul.agent.leftovers import Leftovers
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.page_listener import PageListener
 from phaul.agent.peer_client import GrpcPeer
@@ -66,6 +67,8 @@ PERSON_METHODS: tuple[tuple[str, type[Message]], ...] = (
     ("DescribeDoubt", agent_pb2.MigrationReference),
     ("ResolveMigration", agent_pb2.ResolveRequest),
     ("DescribePolicy", agent_pb2.DescribePolicyRequest),
+    ("FindLeftovers", agent_pb2.LeftoversRequest),
+    ("RemoveLeftovers", agent_pb2.LeftoversRequest),
 )
 
 
@@ -133,7 +136,10 @@ class World:
         settlers = Settlers(host, self.journals, history, self.arrivals, connect)
         resolver = Resolver(host, history, self.journals, self.migrations, self.arrivals, settlers, connect)
         self.peer_service = PeerService(host, self.arrivals, self.journals, listener, self.migrations.killed, self.gate)
-        self.person_service = AgentService(host, self.migrations, history, resolver, self.arrivals, self.gate)
+        leftovers = Leftovers(host, self.journals, self.arrivals, settlers, lambda _: False)
+        self.person_service = AgentService(
+            host, self.migrations, history, resolver, self.arrivals, self.gate, leftovers
+        )
 
     async def close(self) -> None:
         """Nothing goes on."""

@@ -136,6 +136,9 @@ class SimRooms:
         self._host.rooms[migration_id] = Room()
         return Path("/rooms") / migration_id
 
+    async def all(self) -> tuple[str, ...]:
+        return tuple(self._host.rooms)
+
     async def existing(self, migration_id: str) -> Path | None:
         return Path("/rooms") / migration_id if migration_id in self._host.rooms else None
 

@@ -40,6 +40,8 @@ class Script:
     doubt: pb.DoubtReport = field(default_factory=pb.DoubtReport)
     resolved: pb.ResolveReply = field(default_factory=pb.ResolveReply)
     policy: pb.PolicyReport = field(default_factory=pb.PolicyReport)
+    leftovers: Sequence[pb.Leftover] = ()
+    removed: Sequence[pb.Leftover] = ()
     requests: list[Any] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
     watches: int = 0
@@ -70,6 +72,14 @@ class FakeAgent(AgentServicer):
 
     async def MeasureDirtyRate(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise AssertionError("no test asks a fake agent for it")
+
+    async def FindLeftovers(self, request: pb.LeftoversRequest, context: Any) -> pb.LeftoversReply:  # noqa: N802
+        await self._note(request, context)
+        return pb.LeftoversReply(leftovers=self._script.leftovers)
+
+    async def RemoveLeftovers(self, request: pb.LeftoversRequest, context: Any) -> pb.LeftoversReply:  # noqa: N802
+        await self._note(request, context)
+        return pb.LeftoversReply(leftovers=self._script.removed)
 
     async def StartMigration(self, request: facts.MigrationRequest, context: Any) -> pb.StartMigrationReply:  # noqa: N802
         await self._note(request, context)

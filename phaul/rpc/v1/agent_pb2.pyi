@@ -985,6 +985,72 @@ class DoubtReport(_message.Message):
 Global___DoubtReport: _TypeAlias = DoubtReport  # noqa: Y015
 
 @_typing.final
+class LeftoversRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftoversRequest: _TypeAlias = LeftoversRequest  # noqa: Y015
+
+@_typing.final
+class LeftoversReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFTOVERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def leftovers(self) -> _containers.RepeatedCompositeFieldContainer[Global___Leftover]: ...
+    def __init__(
+        self,
+        *,
+        leftovers: _abc.Iterable[Global___Leftover] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["leftovers", b"leftovers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LeftoversReply: _TypeAlias = LeftoversReply  # noqa: Y015
+
+@_typing.final
+class Leftover(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: _builtins.int
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    PROBLEM_FIELD_NUMBER: _builtins.int
+    kind: _builtins.str
+    """migration, fence, images, engine_lock"""
+    migration_id: _builtins.str
+    what: _builtins.str
+    """in words"""
+    problem: _builtins.str
+    """why it could not be removed"""
+    def __init__(
+        self,
+        *,
+        kind: _builtins.str = ...,
+        migration_id: _builtins.str = ...,
+        what: _builtins.str = ...,
+        problem: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "migration_id", b"migration_id", "problem", b"problem", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Leftover: _TypeAlias = Leftover  # noqa: Y015
+
+@_typing.final
 class ResolveRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

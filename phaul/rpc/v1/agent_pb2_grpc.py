@@ -76,6 +76,16 @@ class AgentStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.MigrationReference.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.DoubtReport.FromString,
                 _registered_method=True)
+        self.FindLeftovers = channel.unary_unary(
+                '/phaul.v1.Agent/FindLeftovers',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversReply.FromString,
+                _registered_method=True)
+        self.RemoveLeftovers = channel.unary_unary(
+                '/phaul.v1.Agent/RemoveLeftovers',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversReply.FromString,
+                _registered_method=True)
         self.ResolveMigration = channel.unary_unary(
                 '/phaul.v1.Agent/ResolveMigration',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.ResolveRequest.SerializeToString,
@@ -149,6 +159,20 @@ class AgentServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FindLeftovers(self, request, context):
+        """What earlier crashes have left on this host and no agent has seen to. Touches nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RemoveLeftovers(self, request, context):
+        """Removes it, as it is found then; gives each with what became of it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ResolveMigration(self, request, context):
         """Does what a person decided. What is not safe is done only with `force`, what is impossible never.
         """
@@ -205,6 +229,16 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.DescribeDoubt,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.MigrationReference.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.DoubtReport.SerializeToString,
+            ),
+            'FindLeftovers': grpc.unary_unary_rpc_method_handler(
+                    servicer.FindLeftovers,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversReply.SerializeToString,
+            ),
+            'RemoveLeftovers': grpc.unary_unary_rpc_method_handler(
+                    servicer.RemoveLeftovers,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversReply.SerializeToString,
             ),
             'ResolveMigration': grpc.unary_unary_rpc_method_handler(
                     servicer.ResolveMigration,
@@ -433,6 +467,60 @@ class Agent:
             '/phaul.v1.Agent/DescribeDoubt',
             phaul_dot_rpc_dot_v1_dot_agent__pb2.MigrationReference.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_agent__pb2.DoubtReport.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FindLeftovers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Agent/FindLeftovers',
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RemoveLeftovers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Agent/RemoveLeftovers',
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.LeftoversReply.FromString,
             options,
             channel_credentials,
             insecure,

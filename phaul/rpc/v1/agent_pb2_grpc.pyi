@@ -53,6 +53,10 @@ class AgentStub:
     """What this host and the other know of a migration, and what a person may decide here. Asks the other host; changes
     nothing.
     """
+    FindLeftovers: _grpc.UnaryUnaryMultiCallable[_agent_pb2.LeftoversRequest, _agent_pb2.LeftoversReply]
+    """What earlier crashes have left on this host and no agent has seen to. Touches nothing."""
+    RemoveLeftovers: _grpc.UnaryUnaryMultiCallable[_agent_pb2.LeftoversRequest, _agent_pb2.LeftoversReply]
+    """Removes it, as it is found then; gives each with what became of it."""
     ResolveMigration: _grpc.UnaryUnaryMultiCallable[_agent_pb2.ResolveRequest, _agent_pb2.ResolveReply]
     """Does what a person decided. What is not safe is done only with `force`, what is impossible never."""
     DescribePolicy: _grpc.UnaryUnaryMultiCallable[_agent_pb2.DescribePolicyRequest, _agent_pb2.PolicyReport]
@@ -81,6 +85,10 @@ class AgentAsyncStub(AgentStub):
     """What this host and the other know of a migration, and what a person may decide here. Asks the other host; changes
     nothing.
     """
+    FindLeftovers: _aio.UnaryUnaryMultiCallable[_agent_pb2.LeftoversRequest, _agent_pb2.LeftoversReply]  # type: ignore[assignment]
+    """What earlier crashes have left on this host and no agent has seen to. Touches nothing."""
+    RemoveLeftovers: _aio.UnaryUnaryMultiCallable[_agent_pb2.LeftoversRequest, _agent_pb2.LeftoversReply]  # type: ignore[assignment]
+    """Removes it, as it is found then; gives each with what became of it."""
     ResolveMigration: _aio.UnaryUnaryMultiCallable[_agent_pb2.ResolveRequest, _agent_pb2.ResolveReply]  # type: ignore[assignment]
     """Does what a person decided. What is not safe is done only with `force`, what is impossible never."""
     DescribePolicy: _aio.UnaryUnaryMultiCallable[_agent_pb2.DescribePolicyRequest, _agent_pb2.PolicyReport]  # type: ignore[assignment]
@@ -154,6 +162,22 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         """What this host and the other know of a migration, and what a person may decide here. Asks the other host; changes
         nothing.
         """
+
+    @_abc_1.abstractmethod
+    def FindLeftovers(
+        self,
+        request: _agent_pb2.LeftoversRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.LeftoversReply, _abc.Awaitable[_agent_pb2.LeftoversReply]]:
+        """What earlier crashes have left on this host and no agent has seen to. Touches nothing."""
+
+    @_abc_1.abstractmethod
+    def RemoveLeftovers(
+        self,
+        request: _agent_pb2.LeftoversRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_agent_pb2.LeftoversReply, _abc.Awaitable[_agent_pb2.LeftoversReply]]:
+        """Removes it, as it is found then; gives each with what became of it."""
 
     @_abc_1.abstractmethod
     def ResolveMigration(
