@@ -136,6 +136,7 @@ def connection_problems(
     yield from _homeless(connections, moving | local, source, destination.host.host_name)
     yield from _left_behind(connections)
     yield from _ambiguous(connections, moving, local, destination.host.host_name)
+    yield from _to_destination(connections, moving, local, destination.host.host_name)
     waiting = [each for each in connections if each.unaccepted]
     if waiting:
         count = sum(each.unaccepted for each in waiting)
@@ -212,6 +213,30 @@ def _ambiguous(
             f"{host} has the local address of {len(found)} {'connection' if len(found) == 1 else 'connections'} too; "
             f"whether its peer is reached from there is not known: {_listed(map(_worded, found))}.",
             "If the peer is reached from both hosts by that address, nothing needs to be done.",
+            Severity.WARNS,
+        )
+
+
+def _to_destination(
+    connections: Sequence[ConnectionFacts], moving: set[str], local: set[str], host: str
+) -> Iterator[Problem]:
+    """Connections with a process of the destination, which cannot reach an address that its own host has by then."""
+    found = [
+        each
+        for each in connections
+        if each.protocol == "tcp"
+        and each.state in TALKING_STATES
+        and _normal(each.local_address) in moving
+        and _normal(each.remote_address) in local
+        and not ipaddress.ip_address(each.remote_address).is_loopback
+    ]
+    if found:
+        yield Problem(
+            "peer_on_destination",
+            f"{len(found)} {'connection leads' if len(found) == 1 else 'connections lead'} to {host} itself, and "
+            f"{'stands' if len(found) == 1 else 'stand'} still from PREPARE on until the workload runs there: "
+            f"{_listed(map(_worded, found))}.",
+            "Nothing is lost. Where that takes too long, --mode stop-and-copy makes it as short as the freeze.",
             Severity.WARNS,
         )
 

@@ -33,7 +33,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Its addresses and connections": (
         "address_not_on_source", "address_prefix", "address_on_destination", "device_missing",
         "connection_address_missing", "port_taken", "connection_shared", "listener_shared", "peer_stays_behind",
-        "unaccepted_connections", "address_on_both_hosts",
+        "peer_on_destination", "unaccepted_connections", "address_on_both_hosts",
     ),
     "The hosts": (
         "agents_address_moves", "criu_missing", "criu_too_old", "criu_unusable", "criu_older", "phaul_version",

@@ -27,7 +27,7 @@ def fix(host: Host, *options: str) -> dict[str, Any]:
 
 
 def nft(host: Host, rules: str) -> None:
-    host.exec(["nft", rules])
+    host.exec(["sh", "-c", 'echo "$0" | nft -f -', rules])
 
 
 def tables(host: Host) -> list[str]:

@@ -287,6 +287,15 @@ def test_an_address_that_both_hosts_have_is_only_a_warning() -> None:
     assert {code: problem.severity for code, problem in found.items()} == {"address_on_both_hosts": Severity.WARNS}
 
 
+def test_a_peer_on_the_destination_is_only_a_warning() -> None:
+    peer = ConnectionFacts("tcp", "established", "192.0.2.50", 5000, "10.0.0.2", 6000)
+    there = replace(DESTINATION, local_addresses=(*DESTINATION.local_addresses, "10.0.0.2"))
+    found = judge(workload=with_connections(peer), destination=there)
+    assert {code: problem.severity for code, problem in found.items()} == {"peer_on_destination": Severity.WARNS}
+    assert judge(workload=with_connections(peer)) == {}
+    assert judge(workload=with_connections(replace(peer, state="listen")), destination=there) == {}
+
+
 def test_waiting_connections_refuse_unless_they_may_be_dropped() -> None:
     workload = with_connections(replace(LISTENER, unaccepted=2))
     assert judge(workload=workload)["unaccepted_connections"].severity is Severity.REFUSES
