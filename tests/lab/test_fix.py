@@ -13,11 +13,20 @@ from .stage import Stage
 
 PORT = 7801
 STRANGER = "0badcafe"
-FENCE = f"table inet phaul-{STRANGER} {{ chain input {{ type filter hook input priority -400; }} }}"
-# As CRIU 4.2 writes them (criu/netfilter.c): a set of the connections' four parts, both directions.
+FENCE = f"""table inet phaul-{STRANGER} {{
+  chain input {{
+    type filter hook input priority -400
+  }}
+}}
+"""
+# As CRIU 4.2 writes them (criu/netfilter.c): a set of the connections' four parts.
 LOCK = """table inet CRIU-{name} {{
-  set conns4 {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; elements = {{ {flow} }} }}
-}}"""
+  set conns4 {{
+    type ipv4_addr . inet_service . ipv4_addr . inet_service
+    elements = {{ {flow} }}
+  }}
+}}
+"""
 FOREIGN = "192.0.2.1 . 1000 . 192.0.2.2 . 2000"
 
 
@@ -27,7 +36,7 @@ def fix(host: Host, *options: str) -> dict[str, Any]:
 
 
 def nft(host: Host, rules: str) -> None:
-    host.exec(["sh", "-c", 'echo "$0" | nft -f -', rules])
+    host.exec(["nft", "-f", "-"], input=rules)
 
 
 def tables(host: Host) -> list[str]:
@@ -67,6 +76,6 @@ def test_orphans_are_shown_and_removed_and_nothing_else(stage: Stage) -> None:
                 assert fix(host)["found"] == []
         finally:
             for host in (stage.a, stage.b):
-                nft(host, "delete table inet CRIU-foreign")
+                nft(host, "delete table inet CRIU-foreign\n")
         stage.wait_exchange(client)
         stage.check_ticks(pid, stage.a, stage.b)
