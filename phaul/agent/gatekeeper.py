@@ -14,7 +14,7 @@ from phaul.agent.peer_names import peer_host
 from phaul.agent.policy_file import PolicyFile
 from phaul.agent.rpc_errors import Context
 from phaul.agent.tls_bridge import LiveConnections
-from phaul.errors import PhaulError, PolicyError
+from phaul.errors import NotTrustedError, PhaulError, PolicyError
 from phaul.migration.check import Allowed
 from phaul.migration.facts import MigrationRequest, WorkloadFacts
 from phaul.migration.peer import Reservation
@@ -151,7 +151,9 @@ class Gatekeeper:
     def require_source(self, context: Context, act: str, source_name: str | None) -> None:
         """Let the host through that a migration came from, and no other. None: there is no such migration."""
         if source_name and source_name not in self._names(context):
-            self._deny_host(self.host(context), act, "this migration came from another host")
+            why = "this migration came from another host"
+            self.audit.note_repeated(act, self.host(context), "denied", reason=why)
+            raise NotTrustedError(why)
 
     async def admit(self, reservation: Reservation, under_way: int) -> None:
         """Let a migration come in, once that is written down."""

@@ -99,9 +99,10 @@ class LocalFront:
         task = asyncio.get_running_loop().create_task(self._serve(who, reader, writer))
         self._tasks.add(task)
         self._of_user[who.user_id] += 1
-        task.add_done_callback(lambda _: self._ended(task, who.user_id))
+        task.add_done_callback(lambda _: self._ended(task, writer, who.user_id))
 
-    def _ended(self, task: asyncio.Task[None], user_id: int) -> None:
+    def _ended(self, task: asyncio.Task[None], writer: asyncio.StreamWriter, user_id: int) -> None:
+        writer.transport.abort()  # a task that was cancelled before its first step has closed nothing
         self._tasks.discard(task)
         self._of_user[user_id] -= 1
         if not self._of_user[user_id]:

@@ -92,9 +92,11 @@ class TlsFront:
         task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
         self._tasks.add(task)
         self._of_host[host] += 1
-        task.add_done_callback(lambda _: self._ended(task, host))
+        task.add_done_callback(lambda _: self._ended(task, writer, host))
 
-    def _ended(self, task: asyncio.Task[None], host: str) -> None:
+    def _ended(self, task: asyncio.Task[None], writer: asyncio.StreamWriter, host: str) -> None:
+        writer.transport.abort()  # a task that was cancelled before its first step has closed nothing
+        self._strangers.discard(writer)
         self._tasks.discard(task)
         self._of_host[host] -= 1
         if not self._of_host[host]:

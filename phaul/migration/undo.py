@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
-from phaul.errors import DefectError, LeftoversError, PhaulError, RolledBackError
+from phaul.errors import DefectError, LeftoversError, PhaulError, PolicyError, RolledBackError
 
 T = TypeVar("T")
 
@@ -55,7 +55,8 @@ def rolled_back(error: PhaulError, leftovers: Sequence[str]) -> PhaulError:
             hint=error.hint,
             detail="\n".join(filter(None, [error.detail, *leftovers])),
         )
-    if isinstance(error, RolledBackError | DefectError):
+    # A policy refuses in PREPARE at the latest: nothing of the workload was touched.
+    if isinstance(error, RolledBackError | DefectError | PolicyError):
         return error
     return RolledBackError(error.message, hint=error.hint, detail=error.detail)
 

@@ -23,7 +23,7 @@ from phaul.agent.client import AgentClient
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.strangers import STRANGERS, Strangers
 from phaul.agent.tls_front import AT_A_TIME, CONNECTIONS_A_HOST
-from phaul.errors import PhaulError, PolicyError, PreflightError, TransferError, UsageError
+from phaul.errors import NotTrustedError, PhaulError, PreflightError, TransferError, UsageError
 from phaul.migration.facts import AddressFacts
 from phaul.migration.peer import Reservation
 from phaul.migration.recovery import Word
@@ -384,7 +384,7 @@ async def test_a_migration_is_only_its_source_s(pair: Pair, peer: GrpcPeer, trus
             other.prepare(reservation()),
             send(other, chunk("a.img")),
         ):
-            with pytest.raises(PolicyError, match="this migration came from another host"):
+            with pytest.raises(NotTrustedError, match="this migration came from another host"):
                 await step
         assert await other.word("0badcafe") is Word.RESERVED
     finally:

@@ -12,7 +12,7 @@ from typing import cast
 from phaul.agent.client import AgentClient
 from phaul.agent.server import AgentServer
 from phaul.agent.trust import trust_directory
-from phaul.config import AgentConfig
+from phaul.config import DEFAULT_POLICY, AgentConfig
 from phaul.lab.fake_engine import FakeEngine
 from phaul.lab.fake_machine import FakeMachine
 from phaul.lab.fakes import fake_host
@@ -44,7 +44,9 @@ class Trusts:
 
     def config(self, name: str) -> AgentConfig:
         base = self.base / name
+        policy = base / "policy.toml"
         return AgentConfig(
+            policy=policy if policy.exists() else DEFAULT_POLICY,
             socket=base / "agent.sock",
             listen=f"{LOOPBACK}:{self.ports.get(name, 0)}",
             page_port=0,
