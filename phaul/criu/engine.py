@@ -12,6 +12,7 @@ from pathlib import Path
 
 from phaul.criu.features import CriuFeatures, probe
 from phaul.criu.gates import CriuDump, CriuRestore
+from phaul.criu.guard import CopyGuard
 from phaul.criu.lazy_pages import PageLoader, look
 from phaul.criu.pre_dump import pre_dump
 from phaul.migration.facts import HostFacts
@@ -137,9 +138,14 @@ class CriuEngine:
                 request.root_pid,
                 loader_lives,
                 request.setting_up,
+                request.guard,
             )
             async with gate:
                 yield gate
+
+    async def guard(self) -> CopyGuard:
+        """Start what ends a copy that its CRIU leaves behind."""
+        return await CopyGuard.start()
 
     async def loader(self, migration_id: str, images: Path) -> PageLoader:
         """Start what loads the pages of a lazily restored copy."""

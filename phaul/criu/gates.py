@@ -22,8 +22,12 @@ from phaul.criu.leftovers import boot_ticks, end_leftovers
 from phaul.criu.log import LogExcerpt, read_excerpt
 from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.errors import DefectError, DumpError, PhaulError, RestoreError
+from phaul.migration.guard import Guard
 from phaul.migration.interfaces import RestoredTree
 from phaul.rpc.criu import rpc_pb2
+from phaul.system import procfs
+from phaul.system.pidfd import HeldProcess
+from phaul.system.standing_still import tell_clients
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +90,9 @@ class _Held:
                 return None
             await self._session.answer(success=True)
 
-    async def _finish(self, *, success: bool) -> rpc_pb2.Response | None:
+    async def _finish(
+        self, *, success: bool, on_stage: Callable[[str], Awaitable[None]] | None = None
+    ) -> rpc_pb2.Response | None:
         """Answer the gate and see the conversation to its end. None when CRIU ended without an answer.
 
         CRIU itself may take a while longer to end; leaving the context waits for that.
@@ -98,6 +104,8 @@ class _Held:
                 response = await session.receive()
                 if response.type != rpc_pb2.NOTIFY:
                     return response
+                if on_stage is not None:
+                    await on_stage(response.notify.script)
                 await session.answer(success=True)
         except CriuGoneError:
             return None
@@ -202,12 +210,15 @@ class CriuRestore(_Held):
         root_pid: int,
         loader_lives: Callable[[], bool] = lambda: True,
         setting_up: Callable[[], Awaitable[None]] | None = None,
+        guard: Guard | None = None,
     ) -> None:
         super().__init__(criu, request, fds, logs, RESTORE_LOG)
         self._setting_up = setting_up
         self._root_pid = root_pid
         self._loader_lives = loader_lives
+        self._guard = guard
         self._restore_us = 0
+        self._guarded = False
         self._runs = False
 
     @property
@@ -237,6 +248,8 @@ class CriuRestore(_Held):
                 RestoreError, "CRIU could not restore the workload", response, read_excerpt(self._log), gone
             ) from gone
         self._restore_us = _now_us() - started_us
+        if self._guard is not None:
+            self._guarded = await self._guard.watch(self._open.pid, self._root_pid, self._began_ticks)
         await self._require_loader()
         return self
 
@@ -245,16 +258,32 @@ class CriuRestore(_Held):
             await self._close()
             raise RestoreError("the process that loads the restored workload's pages has ended")
 
-    async def run(self) -> None:
-        """Pass the gate. Raises `RestoreError` where CRIU reports that the last step failed and the copy is gone.
+    async def run(self, open_network: Callable[[], Awaitable[None]]) -> None:
+        """Pass the gate. Raises `RestoreError` where the copy does not come to run.
 
-        And where CRIU has ended without a word: then the copy is left as it is, since it may run already.
+        At CRIU's `pre-resume` stage all that can fail is over: each task stands still on its way out of the restorer,
+        held by ptrace, and goes on whether CRIU lets it or ends (4.2, criu/cr-restore.c: after `finalize_restore`).
+        Before that the end of CRIU is the end of the copy, where a guard watches. Elsewhere it is left as it is: it may
+        run as well.
         """
         await self._require_loader()
-        response = await self._finish(success=True)
-        self._runs = response is not None and response.success
+        refused: list[PhaulError] = []
+
+        async def on_stage(stage: str) -> None:
+            if stage != "pre-resume" or (self._guard and not await self._guard.release()):
+                return
+            self._runs = True
+            try:
+                await open_network()
+                await asyncio.to_thread(tell_clients_of_tree, self._root_pid)
+            except PhaulError as error:
+                refused.append(error)
+
+        response = await self._finish(success=True, on_stage=on_stage)
+        if refused:
+            raise refused[0]
         if not self._runs:
-            await (super()._close() if response is None else self._close())
+            await (super()._close() if response is None and not self._guarded else self._close())
             raise failure(
                 RestoreError, "CRIU could not let the restored workload run", response, read_excerpt(self._log), None
             )
@@ -278,6 +307,26 @@ def shut_down(fd: int) -> None:
             channel.shutdown(socket.SHUT_RDWR)
         except OSError:
             pass  # the other end was faster
+
+
+def tell_clients_of_tree(root_pid: int) -> None:
+    """Have the clients of a copy that stands still learn where it is now; blocks.
+
+    CRIU sends a window probe as it ends the sockets' repair mode, but then the fence is still there.
+    """
+    try:
+        pids = procfs.walk_tree(root_pid)
+    except OSError:
+        return
+    for pid in pids:
+        try:
+            held = HeldProcess.open(pid)
+        except OSError:
+            continue
+        try:
+            tell_clients(held.fileno(), pid)
+        finally:
+            held.close()
 
 
 async def keep_uncorking(fd: int) -> None:

@@ -2,7 +2,8 @@
 
 Called by `criu.gates`. CRIU takes such a copy with it when it fails, also when its socket closes, but not when it is
 killed itself (seen with 4.2.1). The tasks are then children of the agent, which is a subreaper, and keep their PIDs
-taken. Kills only a tree that this very CRIU can have made.
+taken. Kills only a tree that this very CRIU can have made, and without a word to its clients: they are going to meet
+the next copy. Where the copy was guarded (`criu.guard`) there is nothing left to do.
 """
 
 from __future__ import annotations
@@ -11,11 +12,13 @@ import asyncio
 import os
 import signal
 import time
+from collections.abc import Sequence
 
 import structlog
 
 from phaul.system import procfs
 from phaul.system.pidfd import HeldProcess
+from phaul.system.standing_still import silence
 
 log = structlog.get_logger(__name__)
 
@@ -37,10 +40,8 @@ async def end_leftovers(root_pid: int, since_ticks: int) -> None:
     held = await asyncio.to_thread(_hold, root_pid, since_ticks)
     if not held:
         return
-    log.warning("restore.leftovers_killed", pids=[process.pid for process in held])
     try:
-        for process in held:
-            process.send(signal.SIGKILL)
+        await asyncio.to_thread(_kill, held)
         async with asyncio.timeout(REAPED_SECONDS):
             for process in held:
                 await process.wait_dead()
@@ -51,6 +52,15 @@ async def end_leftovers(root_pid: int, since_ticks: int) -> None:
     finally:
         for process in held:
             process.close()
+
+
+def _kill(held: Sequence[HeldProcess]) -> None:
+    if held:
+        log.warning("restore.leftovers_killed", pids=[process.pid for process in held])
+    for process in held:
+        silence(process.fileno(), process.pid)
+    for process in held:
+        process.send(signal.SIGKILL)
 
 
 def _hold(root_pid: int, since_ticks: int) -> list[HeldProcess]:

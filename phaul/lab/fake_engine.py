@@ -108,9 +108,10 @@ class FakeHeldRestore:
         """The copy."""
         return RestoredTree(self._tree.pid, 1000)
 
-    async def run(self) -> None:
+    async def run(self, open_network: Callable[[], Awaitable[None]]) -> None:
         """It runs from here on."""
         self._machine.act("copy.run")
+        await open_network()
         self.decided = True
         self._tree.state = TreeState.RUNNING
         if self._loads_for:
@@ -122,6 +123,21 @@ class FakeHeldRestore:
         if not self.decided:
             self.decided = True
             self._tree.state = TreeState.DEAD
+
+
+class FakeGuard:
+    """`Guard` of a copy whose engine never ends by itself."""
+
+    async def watch(self, engine_pid: int, root_pid: int, since_ticks: int) -> bool:
+        """It does."""
+        return True
+
+    async def release(self) -> bool:
+        """It runs."""
+        return True
+
+    async def close(self) -> None:
+        """Nothing is held."""
 
 
 class FakeEngine:
@@ -190,6 +206,10 @@ class FakeEngine:
         finally:
             if not held.decided:
                 await held.discard()
+
+    async def guard(self) -> FakeGuard:
+        """Give one."""
+        return FakeGuard()
 
     async def loader(self, migration_id: str, images: Path) -> FakeLoader:
         """Give one."""

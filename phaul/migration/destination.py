@@ -7,6 +7,7 @@ first answer again. Decides nothing on its own: a copy runs only when the source
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -16,6 +17,7 @@ from phaul.errors import DefectError, HookError, LostError, PhaulError, RestoreE
 from phaul.migration import lazy
 from phaul.migration.arrival_hooks import ArrivalHooks
 from phaul.migration.events import Outcome, Phase, Role
+from phaul.migration.guard import Guard
 from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
 from phaul.migration.interfaces import HeldRestore, RestoreRequest, TreeIdentity
@@ -32,7 +34,7 @@ ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it
 
 REAPED_LOOKS = 500  # for the kernel to free a killed copy, and for us to reap it
 REAPED_LOOK_SECONDS = 0.02  # between two looks
-RUNS_LOOKS = 5  # that must all find a copy running before it is believed
+RUNS_LOOKS = 5  # that must all find a copy running
 LOADED_LOOK_SECONDS = 0.05  # between two looks at a copy that runs and whose pages are being loaded
 LAZY = "lazy"  # in a HELD record: a loader puts the pages of this copy in place
 
@@ -57,6 +59,7 @@ class Arrival:
         self._announcing: asyncio.Task[None] | None = None
         self._cleaning: asyncio.Task[None] | None = None
         self._loader: Loader | None = None
+        self._guard: Guard | None = None
         self.loading: Loading | None = None  # of a copy that runs, until all its pages are in place
         self.lost: Callable[[LostError], None] = lambda _: None  # told when they never will be
         self.images = Path()
@@ -89,7 +92,7 @@ class Arrival:
             self._id, room_bytes(self.reservation.memory_bytes) + SMALL_IMAGES_BYTES
         )
         await self._take_addresses()
-        await self._prepare_loader()
+        await self._prepare_helpers()
         await self._host.reached(Role.DESTINATION, Phase.PREPARE)
         return self.images
 
@@ -206,16 +209,16 @@ class Arrival:
                 f"the addresses could not be put on the destination: {error.message}", hint=error.hint
             ) from error
 
-    async def _prepare_loader(self) -> None:
-        """Start the loader ahead of time where a lazy restore helps; it can do without, if need be."""
+    async def _prepare_helpers(self) -> None:
+        """Start the guard, and the loader where a lazy restore helps, ahead of time; both can be done without."""
+        with contextlib.suppress(PhaulError):
+            self._guard = await self._host.engine.guard()
+            self._undo.add("the guard", self._guard.close)
         features = (await self._host.describe()).features
-        if not lazy.helps(self.reservation.memory_bytes, features):
-            return
-        try:
-            loader = self._loader = await self._host.engine.loader(self._id, self.images)
-        except PhaulError:
-            return
-        self._undo.add("the loader", loader.close)
+        if lazy.helps(self.reservation.memory_bytes, features):
+            with contextlib.suppress(PhaulError):
+                self._loader = await self._host.engine.loader(self._id, self.images)
+                self._undo.add("the loader", self._loader.close)
 
     async def _hold_lazily(self) -> HeldRestore | None:
         """Restore a copy whose pages are loaded while it runs. None where that is not possible: then eagerly."""
@@ -240,6 +243,7 @@ class Arrival:
                 shell_job=self.reservation.shell_job,
                 lazy=is_lazy,
                 setting_up=self._set_up,
+                guard=self._guard,
             )
         )
         self._held = await gate.__aenter__()
@@ -288,6 +292,9 @@ class Arrival:
             gate, self._gate = self._gate, None
             await gate.__aexit__(None, None, None)
         await self._kill_copy()  # a CRIU that was killed leaves its tasks behind
+        guard, self._guard = self._guard, None  # it guards one copy, and the next comes to run within milliseconds
+        if guard is not None:
+            await guard.close()
         held = await self._hold()
         await self._record_held(held)  # another copy than the one before: it must be known which one runs
         return held
@@ -317,13 +324,11 @@ class Arrival:
                 ) from second
 
     async def _runs_all_the_same(self) -> bool:
-        """Whether the copy runs although nobody said so: its CRIU was killed after it had let it go.
+        """Whether the copy runs although nobody said so: its CRIU, unguarded, was killed after it had let it go.
 
-        Such a copy must not be killed: what it has done since is in no image, and its connections could not be made
-        again beside what the kernel keeps of them.
+        Such a copy must not be killed: what it has done since is in no image.
         """
-        held = last_of(self._journal.records, Mark.HELD)
-        if held is None:
+        if (held := last_of(self._journal.records, Mark.HELD)) is None:
             return False
         identity = TreeIdentity.from_data(held.data)
         for _ in range(RUNS_LOOKS):  # between two stages of its restorer a copy looks like one that runs
@@ -334,10 +339,8 @@ class Arrival:
         return True
 
     async def _pass_gate(self, held: HeldRestore) -> None:
-        # Unfenced first, as CRIU itself unlocks the network before it ends the sockets' repair mode: the window probes
-        # that this sends are what tells the client of the new place at once (CRIU 4.2, criu/cr-restore.c).
-        await self._host.network.unfence(self._id)
-        await held.run()
+        # Not before: what the kernel acknowledges for a copy that then does not run is lost to the next one.
+        await held.run(lambda: self._host.network.unfence(self._id))
 
     async def _discard(self) -> None:
         if self._held is not None:
@@ -366,8 +369,9 @@ class Arrival:
         if self._gate is not None:
             await self._gate.__aexit__(None, None, None)
         await self._see_loaded()
-        if self._loader is not None:
-            await self._loader.close()
+        for helper in (self._guard, self._loader):
+            if helper is not None:
+                await helper.close()
         await self._host.rooms.release(self._id)
         await self.hooks.settled()
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, Occupancy, WorkloadFacts
+from phaul.migration.guard import Guard
 from phaul.migration.journal import Data
 from phaul.migration.lazy import Loader, Loading
 from phaul.migration.page_images import Ahead, Digests, PageImage
@@ -61,8 +62,7 @@ class Workload(Protocol):
     async def inspect(self, root_pid: int) -> WorkloadFacts:
         """Say what the tree under `root_pid` is and holds.
 
-        Raises `PreflightError` where there is nothing that could be migrated: no such PID, a kernel thread, a zombie,
-        this agent or an ancestor of it.
+        Raises `PreflightError` for what cannot be migrated: no such PID, a kernel thread, a zombie, this agent.
         """
         ...
 
@@ -117,7 +117,7 @@ class Workload(Protocol):
         ...
 
     async def finish_kill(self, identity: TreeIdentity) -> None:
-        """Deliver SIGKILL to every process named that still lives, root first, each checked by pidfd and start time."""
+        """Kill what still lives of a tree, unheard by its clients; each checked by pidfd and start time."""
         ...
 
 
@@ -231,6 +231,7 @@ class RestoreRequest:
     shell_job: bool
     lazy: bool = False  # leave the pages to the loader that was made for this migration
     setting_up: Callable[[], Awaitable[None]] | None = None  # awaited once its namespaces, if any, are there
+    guard: Guard | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,8 +274,13 @@ class HeldRestore(Protocol):
         """What is held."""
         ...
 
-    async def run(self) -> None:
-        """Pass the gate: the copy runs from here on, whatever else fails."""
+    async def run(self, open_network: Callable[[], Awaitable[None]]) -> None:
+        """Pass the gate: the copy runs from here on, whatever else fails.
+
+        `open_network` is awaited when nothing can keep the copy from running any more, and before it runs; then its
+        clients are told of it. What it raises is raised in the end, with the copy running. Raises `RestoreError` where
+        the copy does not run, or where that cannot be known.
+        """
         ...
 
     async def discard(self) -> None:
@@ -309,6 +315,10 @@ class Engine(Protocol):
 
     def restore(self, request: RestoreRequest) -> AbstractAsyncContextManager[HeldRestore]:
         """Restore up to the gate. Entering raises `RestoreError` with no copy left and the images good."""
+        ...
+
+    async def guard(self) -> Guard:
+        """Start the guard for a copy. Raises `PhaulError`."""
         ...
 
     async def loader(self, migration_id: str, images: Path) -> Loader:

@@ -3,11 +3,13 @@
 Started by `workloads.keeping`, one a migration, as `python -I -B -m phaul.system.keeper FD`; FD is a Unix socket to the
 agent. The agent hands it a pidfd of every task that it is about to stop by SIGSTOP. A farewell ends it. When the socket
 closes without one, the agent has died: the keeper waits until CRIU has let go of the tasks, takes their sockets out of
-repair mode where CRIU has died as well, and continues them. Standard library only. Never kills.
+repair mode where CRIU has died as well, and continues them. Standard library only. Never kills a workload.
 
 From before the freeze on it also watches CRIU itself. Where that is killed with the tasks in its hands and no SIGSTOP
 on them, in the middle of a dump or of a rollback, their sockets are taken out of repair mode before CRIU lets go: the
 tasks run on and notice nothing.
+
+On the destination one guards a restored copy instead (`system.unreleased`), asked to by GUARD and, once, RELEASE.
 
 A workload whose root task is dead is left alone: that it was killed means that the migration was committed, and what
 is left of it is the restarted agent's to finish off.
@@ -31,13 +33,19 @@ from functools import partial
 from phaul.system.exit_stop import ExitStop
 from phaul.system.procfs import read_stat, walk_tree
 from phaul.system.standing_still import end_repair, is_stopped, is_traced
+from phaul.system.unreleased import UnreleasedCopy
 
 READY = b"ready"
 WATCH = b"watch"  # followed by the PIDs of CRIU and of the root task, and the root's start time, as `WATCHED`
+GUARD = b"guard"  # followed by the same, of a copy that CRIU restores; the last is when CRIU began
+RELEASE = b"release"  # the copy that is guarded runs from here on, whatever becomes of CRIU
+RELEASED = b"released"
+KILLED = b"killed"  # the answer to RELEASE where CRIU has ended before
 WATCHED = struct.Struct("=iiq")
 WATCHING = b"watching"
 NOT_WATCHING = b"not watching"
 FAREWELL = b"farewell"
+LONGEST_WORD = 32
 TASKS_A_MESSAGE = 200  # below SCM_MAX_FD, which is 253 (Linux, include/net/scm.h)
 INT_CODE = "i"  # of `array`; a pid_t is one
 LOOK_SECONDS = 0.002  # between two looks at tasks that CRIU is about to let go of
@@ -59,23 +67,26 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who stops the agent must not stop this one first
     _more_descriptors()
-    watches: list[ExitStop] = []
+    watches: list[ExitStop | UnreleasedCopy] = []
     with socket.socket(fileno=int(argv[1])) as agent:
         tasks = wait_for_end(agent, watches)
     if tasks:
         continue_all(tasks)
     if tasks is not None:
         for watch in watches:
+            if isinstance(watch, UnreleasedCopy):
+                watch.leave_alone()
             watch.join()  # CRIU has yet to let go, and may be killed meanwhile
     return 0
 
 
-def wait_for_end(agent: socket.socket, watches: list[ExitStop]) -> list[Task] | None:
+def wait_for_end(agent: socket.socket, watches: list[ExitStop | UnreleasedCopy]) -> list[Task] | None:
     """Take tasks from the agent until it says farewell (None) or has died: then give them, the root first.
 
     What it asks to be watched is added to `watches`.
     """
     tasks: list[Task] = []
+    guarded: UnreleasedCopy | None = None
     try:
         agent.send(READY)
         while True:
@@ -88,8 +99,17 @@ def wait_for_end(agent: socket.socket, watches: list[ExitStop]) -> list[Task] | 
                 return tasks
             if data.startswith(WATCH):
                 criu_pid, root_pid, start_ticks = WATCHED.unpack(data[len(WATCH) :])
-                watches.append(ExitStop(criu_pid, partial(cure_before_release, root_pid, start_ticks)))
-                agent.send(WATCHING if watches[-1].begin() else NOT_WATCHING)
+                watch = ExitStop(criu_pid, partial(cure_before_release, root_pid, start_ticks))
+                watches.append(watch)
+                agent.send(WATCHING if watch.begin() else NOT_WATCHING)
+                continue
+            if data.startswith(GUARD):
+                guarded = UnreleasedCopy(*WATCHED.unpack(data[len(GUARD) :]))
+                watches.append(guarded)
+                agent.send(WATCHING if guarded.watch() else NOT_WATCHING)
+                continue
+            if data == RELEASE:
+                agent.send(RELEASED if guarded is None or guarded.release() else KILLED)
                 continue
             numbers = iter(array.array(INT_CODE, data))
             tasks += [

@@ -1,11 +1,12 @@
 """Tasks that a dead CRIU has left standing still: seen, cured and continued.
 
-Called by `system.keeper` (which outlives the agent) and by `workloads.keeping` and `workloads.identity` (in the agent).
-Standard library only, so that the keeper is small. Never signals by PID, and never ends anything.
+Called by `system.keeper` (which outlives the agent), and in the agent by `workloads.keeping`, `workloads.identity` and
+`criu.gates`. Standard library only, so that the keeper is small. Never signals by PID, and never ends anything.
 
 Where CRIU dies between locking the connections and its end, their sockets stay in repair mode (tcp(7) does not name it;
 Linux, net/ipv4/tcp.c: TCP_REPAIR): every recv and send of the workload fails with EPERM. A descriptor of such a socket
-is as good as the workload's own, and pidfd_getfd(2) gives one.
+is as good as the workload's own, and pidfd_getfd(2) gives one. The same mode serves a copy: a socket that ends in it
+says nothing to its client, and one that leaves it tells the client where it is now.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ from __future__ import annotations
 import ctypes
 import signal
 import socket
+from collections.abc import Callable
 from pathlib import Path
 
 PROC = Path("/proc")
 SYS_PIDFD_GETFD = 438  # the same on every architecture (Linux 5.6)
 TCP_REPAIR = 19  # linux/tcp.h
-TCP_REPAIR_OFF = 0
+TCP_REPAIR_ON = 1
+TCP_REPAIR_OFF = 0  # with a window probe, where the connection is established
 TCP_REPAIR_OFF_NO_WINDOW_PROBE = -1  # Linux 4.18; a probe is of use only where the connection was restored
+TCP_ESTABLISHED = 1  # net/tcp_states.h
 REUSE_FORCED = 2  # net/core/sock.h: what repair mode makes of SO_REUSEADDR, and ending it makes 0 of
 STOP_BIT = 1 << (signal.SIGSTOP - 1)
 NOTHING_LEFT = "ZX"
@@ -54,21 +58,59 @@ def end_repair(pidfd: int, pid: int) -> int:
 
     Sockets that are no longer there, or are of another kind, are passed over.
     """
-    cured = 0
+    return _each_connection(pidfd, pid, _end_repair_of)
+
+
+def silence(pidfd: int, pid: int) -> int:
+    """Put every TCP connection of a process into repair mode, so that it ends without a word; give how many were put.
+
+    For a copy that is about to be killed: its clients know nothing of it, and the kernel keeps nothing (Linux,
+    net/ipv4/tcp.c: __tcp_close disconnects a socket in repair mode, where any other says FIN and lingers).
+    """
+    return _each_connection(pidfd, pid, _begin_repair_of)
+
+
+def tell_clients(pidfd: int, pid: int) -> int:
+    """Send a window probe over every established connection of a process; give over how many.
+
+    The answer, or the client's next segment, comes to where the connection is now. The process must stand still: in
+    repair mode, for a moment, its own calls would fail.
+    """
+    return _each_connection(pidfd, pid, _probe_over)
+
+
+def _each_connection(pidfd: int, pid: int, treat: Callable[[socket.socket], bool]) -> int:
+    treated = 0
     for number in _socket_descriptors(pid):
         descriptor = _libc.syscall(SYS_PIDFD_GETFD, pidfd, number, 0)
         if descriptor < 0:
             continue  # closed since, or the process has ended
         with socket.socket(fileno=descriptor) as found:
-            try:
-                cured += _end_repair_of(found)
-            except OSError:
-                continue  # not TCP
-    return cured
+            if found.family in (socket.AF_INET, socket.AF_INET6) and found.type == socket.SOCK_STREAM:
+                try:
+                    treated += treat(found)
+                except OSError:
+                    continue  # not TCP, or it listens
+    return treated
+
+
+def _begin_repair_of(found: socket.socket) -> bool:
+    found.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON)
+    return True
+
+
+def _probe_over(found: socket.socket) -> bool:
+    if found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED:
+        return False
+    reuse = found.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
+    found.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON)
+    found.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
+    return True
 
 
 def _end_repair_of(found: socket.socket) -> bool:
-    if found.family not in (socket.AF_INET, socket.AF_INET6) or not found.getsockopt(socket.IPPROTO_TCP, TCP_REPAIR):
+    if not found.getsockopt(socket.IPPROTO_TCP, TCP_REPAIR):
         return False
     reuse = found.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
     try:

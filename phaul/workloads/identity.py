@@ -5,6 +5,7 @@ Called by `workloads.process` for `migration.settlement`. `finish_kill` is the o
 
 from __future__ import annotations
 
+import contextlib
 import signal
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.recovery import Tree
 from phaul.system import procfs
 from phaul.system.pidfd import HeldProcess
+from phaul.system.standing_still import silence
 from phaul.workloads.restorer import is_criu, stands_in_restorer
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -68,16 +70,20 @@ def _state(pid: int, start_ticks: int) -> Tree:
 
 
 def finish_kill(identity: TreeIdentity) -> None:
-    """Kill what still lives of a tree whose killing was begun. Blocks for a moment."""
+    """Kill what still lives of a tree that goes on elsewhere, without a word to its clients. Blocks for a moment."""
     if identity.boot_id != boot_id():
         return
-    for pid, ticks in identity.tasks:
-        try:
-            held = HeldProcess.open(pid)
-        except (OSError, ProcessLookupError):
-            continue
-        try:
+    with contextlib.ExitStack() as stack:
+        meant: list[HeldProcess] = []
+        for pid, ticks in identity.tasks:
+            try:
+                held = HeldProcess.open(pid)
+            except OSError:
+                continue
+            stack.callback(held.close)
             if held.start_ticks == ticks:
-                held.send(signal.SIGKILL)
-        finally:
-            held.close()
+                meant.append(held)
+        for held in meant:
+            silence(held.fileno(), held.pid)
+        for held in meant:
+            held.send(signal.SIGKILL)

@@ -1,9 +1,10 @@
 """A copy that still stands in CRIU's restorer: it has not executed an instruction of its own, and may never do.
 
 Called by `workloads.identity`. CRIU ends a restore with a piece of its own code in each thread, which lies in anonymous
-memory, blocks every signal that there is, and waits on a futex until CRIU lets it go (4.2, criu/pie/restorer.c; seen
-with 4.2.1). Nobody traces the copy there. A CRIU that is killed leaves it waiting for good, and to anybody who only
-asks whether it lives it looks like a copy that runs. Reads only.
+memory, blocks every signal that there is (in its last stage all but SIGTRAP), and waits on a futex until CRIU lets it
+go (4.2, criu/pie/restorer.c; seen with 4.2.1). Only CRIU traces the copy there, and only in the last stage. A CRIU that
+is killed leaves it waiting for good, and to anybody who only asks whether it lives it looks like a copy that runs.
+Reads only.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from phaul.system.procfs import Mapping
 
 # A program cannot come to this mask by way of its C library, which keeps two signals for itself (nptl(7)).
 EVERYTHING_BLOCKED = (1 << 64) - 1 - (1 << (signal.SIGKILL - 1)) - (1 << (signal.SIGSTOP - 1))
+SIGTRAP_BIT = 1 << (signal.SIGTRAP - 1)
 CRIU_NAME = "criu"
 
 
@@ -23,7 +25,7 @@ def stands_in_restorer(pid: int) -> bool:
     """Say whether any thread of a process waits in the restorer. Blocks; `OSError` where the process has ended."""
     for tid in procfs.thread_ids(pid):
         try:
-            if int(procfs.read_status(tid)["SigBlk"], 16) != EVERYTHING_BLOCKED:
+            if int(procfs.read_status(tid)["SigBlk"], 16) | SIGTRAP_BIT != EVERYTHING_BLOCKED:
                 continue
             counter = waits_at(procfs.read_syscall(pid, tid))
         except (FileNotFoundError, ProcessLookupError):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import pytest
@@ -83,7 +83,7 @@ async def test_the_order_that_makes_it_safe(pair: Pair) -> None:
         "destination network.fence", "destination network.add", "source network.fence", "source engine.dump",
         "destination engine.restore",
         "source network.remove", "source tree.kill",
-        "destination network.unfence", "destination copy.run", "destination network.announce",
+        "destination copy.run", "destination network.unfence", "destination network.announce",
     ]  # fmt: skip
     assert [act for act in both if act in order][: len(order)] == order
 
@@ -303,8 +303,8 @@ async def test_a_copy_that_runs_is_not_killed_because_its_criu_was(pair: Pair, m
     """CRIU let the copy go and was killed before it said so: what the copy has done since is in no image."""
     let_go = FakeHeldRestore.run
 
-    async def run(held: FakeHeldRestore) -> None:
-        await let_go(held)
+    async def run(held: FakeHeldRestore, open_network: Callable[[], Awaitable[None]]) -> None:
+        await let_go(held, open_network)
         raise RestoreError("CRIU ended without an answer")
 
     monkeypatch.setattr(FakeHeldRestore, "run", run)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
+from phaul.errors import LabError
 from phaul.lab.cluster import Lab
 from phaul.lab.host import Host
-from phaul.system import standing_still
+from phaul.system import keeper, standing_still
+from phaul.workloads.restorer import SIGTRAP_BIT
 
 from .clients import Numbering, RedisLoad
 from .faults.injection import criu_of, wait_stopped
@@ -239,15 +241,25 @@ def test_the_criu_of_the_destination_is_killed_after_commit(lab: Lab) -> None:
         check_connection(stage, client, move)
 
 
-def test_the_criu_of_the_destination_is_killed_with_its_agent_after_commit(lab: Lab) -> None:
-    """Nobody is left to let the copy run: it waits in CRIU's restorer, alive and for good. It is no running copy."""
+@pytest.mark.parametrize("guarded", [True, False])
+def test_the_criu_of_the_destination_is_killed_with_its_agent_after_commit(lab: Lab, guarded: bool) -> None:
+    """Nobody is left to let the copy run: its guard ends it.
+
+    Without a guard it waits in CRIU's restorer, alive and for good. It is no running copy.
+    """
     with stopping_at(lab, "b", "destination.resume") as stage, server_with_client(stage) as (pid, client):
         with Move(stage.a, pid, "b", stage.ip4) as move:
             wait_stopped(stage.b, lambda: not move.over)
-            stage.b.kill(criu_of(stage.b))
+            criu = criu_of(stage.b)
+            if not guarded:
+                stage.b.kill(guard_of(stage.b))
+                time.sleep(QUIET_SECONDS)
+            stage.b.kill(criu)
+            if guarded:
+                wait_until(lambda: not stage.b.running(pid), "the guard does not end the copy")
             stage.b.kill_agent()
             time.sleep(QUIET_SECONDS)
-            assert stage.b.running(pid)
+            assert stage.b.running(pid) is not guarded
             stage.b.start_agent()
             move.wait()
         assert move.status == 0, move.told()
@@ -255,11 +267,52 @@ def test_the_criu_of_the_destination_is_killed_with_its_agent_after_commit(lab: 
         check_connection(stage, client, move)
 
 
+@pytest.mark.parametrize("delay_seconds", [0.0, 0.0005, 0.001, 0.002])
+def test_the_criu_of_the_destination_is_killed_as_it_lets_the_copy_go(lab: Lab, delay_seconds: float) -> None:
+    """Its connections are out of repair mode, and it has run nothing: it ends unheard, and another one takes over.
+
+    Or CRIU was past all that: then the copy runs on.
+    """
+    with stopping_at(lab, "b", "destination.resume") as stage, server_with_client(stage) as (pid, client):
+        with Move(stage.a, pid, "b", stage.ip4) as move:
+            wait_stopped(stage.b, lambda: not move.over)
+            criu = criu_of(stage.b)
+            status = stage.b.path(f"/proc/{pid}/status")
+            stage.b.kill(stage.b.agent_pid or 0, signal.SIGCONT)
+            while stage.b.stat(criu) is not None and not waits_for_a_trap(status.read_text()):
+                pass
+            time.sleep(delay_seconds)
+            with suppress(LabError, OSError):  # CRIU was faster
+                stage.b.kill(criu)
+            move.wait()
+        assert move.status == 0, move.told()
+        stage.check_ticks(pid, stage.a, stage.b)
+        check_connection(stage, client, move)
+
+
+def guard_of(host: Host) -> int:
+    """Give the process that watches CRIU for the agent."""
+    thread = field(host.path(f"/proc/{criu_of(host)}/status").read_text(), "TracerPid")
+    guard = int(field(host.path(f"/proc/{thread}/status").read_text(), "Tgid"))
+    assert keeper.__name__ in host.path(f"/proc/{guard}/cmdline").read_text()
+    return guard
+
+
+def field(status: str, name: str) -> str:
+    """Give one line's value of proc_pid_status(5)."""
+    (value,) = (line.split()[1] for line in status.splitlines() if line.startswith(f"{name}:"))
+    return value
+
+
+def waits_for_a_trap(status: str) -> bool:
+    """Whether a task is in the last stage of CRIU's restorer, which unblocks SIGTRAP."""
+    return not int(field(status, "SigBlk"), 16) & SIGTRAP_BIT
+
+
 def test_the_standstill_is_not_in_the_images(stage: Stage) -> None:
     """The copy has no SIGSTOP pending, and a rolled back workload has none either."""
     pid = stage.start("server")
     stage.move(pid, stage.a)
     status = stage.b.path(f"/proc/{pid}/status").read_text()
-    (pending,) = (line.split()[1] for line in status.splitlines() if line.startswith("ShdPnd:"))
-    assert not int(pending, 16) & standing_still.STOP_BIT
+    assert not int(field(status, "ShdPnd"), 16) & standing_still.STOP_BIT
     assert state(stage.b, pid) in ("S", "R")

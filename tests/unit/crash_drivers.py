@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from phaul.errors import PhaulError, RestoreError, TransferError, UnreachableError
-from phaul.lab.fake_engine import FakeHeldDump, FakeHeldRestore, FakeLoader
+from phaul.lab.fake_engine import FakeGuard, FakeHeldDump, FakeHeldRestore, FakeLoader
 from phaul.lab.fake_machine import AgentKilledError, FakeTree, TreeState
 from phaul.migration.facts import (
     AddressFacts,
@@ -261,6 +261,9 @@ class SimEngine:
         finally:
             if not held.decided:
                 await held.discard()
+
+    async def guard(self) -> FakeGuard:
+        return FakeGuard()
 
     async def loader(self, migration_id: str, images: Path) -> FakeLoader:
         self._host.machine.act("engine.loader")

@@ -70,6 +70,10 @@ def restore(fake: FakeCriu) -> CriuRestore:
     return CriuRestore(fake.path, request, (), Path(fake.path).parent, 41)
 
 
+async def nothing() -> None:
+    """What has to be done before a copy runs."""
+
+
 async def wait_for_note(fake: FakeCriu, note: str) -> None:
     async with asyncio.timeout(10):
         while note not in fake.notes:
@@ -258,12 +262,18 @@ async def test_the_page_channel_is_uncorked_while_the_dump_goes_on(tmp_path: Pat
 
 async def test_a_copy_is_held_and_run(tmp_path: Path) -> None:
     fake = FakeCriu(tmp_path, *RESTORE)
+    notes: list[list[str]] = []
+
+    async def open_network() -> None:
+        notes.append(fake.notes)
+
     async with restore(fake) as held:
         assert held.tree.root_pid == 42, "as CRIU says at its gate"
         assert held.tree.restore_us > 0
         await asyncio.sleep(0.1)
         assert fake.notes == ["request RESTORE", "pre-restore passed"]
-        await held.run()
+        await held.run(open_network)
+    assert notes == [["request RESTORE", "pre-restore passed", "post-restore passed"]]
     assert fake.notes[1:] == [*passed(*RESTORE[:-1]), "replied True"]
     assert not fake.running
 
@@ -290,13 +300,35 @@ async def test_a_copy_left_without_a_decision_is_given_up(tmp_path: Path, failur
     assert not fake.running
 
 
-@pytest.mark.parametrize("steps", [(("die",),), (("reply", False),), (("notify", "pre-resume"), ("die",))])
+@pytest.mark.parametrize("steps", [(("die",),), (("reply", False),), (("notify", "network-unlock"), ("die",))])
 async def test_a_copy_that_does_not_come_to_run_is_an_error(tmp_path: Path, steps: tuple[Step, ...]) -> None:
+    async def open_network() -> None:
+        pytest.fail("it could still fail")
+
     fake = FakeCriu(tmp_path, *UP_TO_RESTORED, *steps)
     async with restore(fake) as held:
         with pytest.raises(RestoreError, match="could not let the restored workload run"):
-            await held.run()
+            await held.run(open_network)
     assert not fake.running
+
+
+@pytest.mark.parametrize("end", [("die",), ("reply", False)])
+async def test_from_the_last_stage_on_a_copy_runs_whatever_becomes_of_criu(tmp_path: Path, end: Step) -> None:
+    fake = FakeCriu(tmp_path, *UP_TO_RESTORED, ("notify", "pre-resume"), end)
+    async with restore(fake) as held:
+        await held.run(nothing)
+    assert not fake.running
+
+
+async def test_a_network_that_does_not_open_is_told_once_the_copy_runs(tmp_path: Path) -> None:
+    async def open_network() -> None:
+        raise SwitchoverError("nft is gone")
+
+    fake = FakeCriu(tmp_path, *RESTORE)
+    async with restore(fake) as held:
+        with pytest.raises(SwitchoverError, match="nft is gone"):
+            await held.run(open_network)
+    assert fake.notes[-1] == "replied True"
 
 
 @pytest.mark.parametrize("before", range(3))

@@ -26,7 +26,7 @@ RT_SIGPROCMASK = {"x86_64": 14, "aarch64": 135}
 RESTORER = f"""
 import ctypes, mmap
 libc = ctypes.CDLL(None)
-everything = ctypes.c_uint64((1 << 64) - 1)
+everything = ctypes.c_uint64((1 << 64) - 1 - {{but}})
 if {{blocks}}:
     libc.syscall({RT_SIGPROCMASK[platform.machine()]}, 0, ctypes.byref(everything), None, 8)
 code = mmap.mmap(-1, 4096, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, prot=7)
@@ -38,9 +38,9 @@ wait()
 """
 
 
-def waiting(start: Start, *, blocks: bool, own: bool) -> int:
+def waiting(start: Start, *, blocks: bool, own: bool, but: int = 0) -> int:
     """Start a process that waits with all signals blocked or not, in code of its own or its C library's."""
-    child = start(RESTORER.format(blocks=blocks, own=own))
+    child = start(RESTORER.format(blocks=blocks, own=own, but=but))
     deadline = time.monotonic() + WAIT_SECONDS
     while True:
         counter = waits_at(procfs.read_syscall(child.pid, child.pid))
@@ -53,8 +53,10 @@ def waiting(start: Start, *, blocks: bool, own: bool) -> int:
         time.sleep(0.01)
 
 
-def test_a_copy_in_the_restorer_has_not_run(start: Start) -> None:
-    pid = waiting(start, blocks=True, own=True)
+@pytest.mark.parametrize("but", [0, restorer.SIGTRAP_BIT])
+def test_a_copy_in_the_restorer_has_not_run(start: Start, but: int) -> None:
+    """In its last stage, when its connections are out of repair mode, it waits for a trap."""
+    pid = waiting(start, blocks=True, own=True, but=but)
     assert stands_in_restorer(pid)
     assert identity.look(identity.identify(pid)) == (Tree.UNFINISHED, True)
 
