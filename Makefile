@@ -14,10 +14,10 @@ MINIMUM_PYTHON := (3, 11)
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup system-packages image machines examples proto lint unit test fuzz demo bench soak lab-up lab-down clean
+.PHONY: help setup system-packages image machines examples proto lint unit test fuzz demo bench soak soak-network lab-up lab-down clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: system-packages $(STAMP) ## install what phaul and its tests need: Debian packages, and .venv
 
@@ -106,6 +106,9 @@ bench: setup image ## measure phaul against CRIU by hand
 
 soak: setup image ## 200 moves of a Redis under load, every fourth with a fault: at most 20 minutes
 	@$(PYTHON) -m tests.soak
+
+soak-network: setup image ## 200 moves of 24 connections over every kind of network: at most 20 minutes
+	@$(PYTHON) -m tests.soak --network
 
 lab-up: setup image ## two hosts and a client on this machine, to try phaul on
 	@.venv/bin/phaul lab up

@@ -87,18 +87,22 @@ class Gatekeeper:
         """Let through who may migrate this workload; give who, and what asks again once the workload is known."""
         person = self.person(context)
 
-        async def look() -> None:
+        async def look(own: Sequence[str] = ()) -> None:
             if person.may_all:
                 return
+            if request.auto_addresses:  # a rule allows addresses that are named
+                why = f"addresses have to be named by {person}: --address auto is for root"
+                self._deny_person(person, act, why, root_pid=request.root_pid)
             if request.hooks:  # they are run as root, on both hosts
                 self._deny_person(person, act, f"hooks are named by root, not by {person}", root_pid=request.root_pid)
             workload = await self._look(request.root_pid)
-            addresses = [each.address for each in request.addresses]
+            addresses = [*(each.address for each in request.addresses), *own]
             if why := why_person_may_not(self.policy.current(), person, workload, addresses):
                 self._deny_person(person, act, why, root_pid=request.root_pid, peer=request.destination)
 
         async def allowed(facts: WorkloadFacts) -> None:
-            await look()
+            links = facts.network.links if facts.network else ()
+            await look([address.partition("/")[0] for link in links for address in link.addresses])
             if why := why_too_big(self.policy.current().limits, facts.memory_bytes):
                 self._deny_person(
                     person, act, f"process {request.root_pid} may not leave: {why}", root_pid=request.root_pid

@@ -136,6 +136,7 @@ class Leftovers:
                     return f"it is still being settled: `phaul status {migration_id}`"
             case Kind.FENCE if self._free(migration_id):
                 await self._host.network.unfence(migration_id)
+                await self._host.own_networks.unfence(migration_id)
             case Kind.IMAGES if self._free(migration_id):
                 await self._host.rooms.release(migration_id)
             case Kind.ENGINE_LOCK if not any(map(self._busy, self._journals.known())):

@@ -22,7 +22,7 @@ from phaul.agent.messages import from_message, to_message, wire_text
 from phaul.agent.tls_tunnel import TlsTunnel
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableError
-from phaul.migration.facts import DestinationFacts, FileFacts, HookRun
+from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts, HookRun
 from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy
@@ -102,7 +102,11 @@ class GrpcPeer:
         return own_address_towards(found[0][0], (str(found[0][4][0]), int(found[0][4][1])))
 
     async def observe(
-        self, ids: Sequence[int], files: Sequence[FileFacts], hooks: Sequence[str] = ()
+        self,
+        ids: Sequence[int],
+        files: Sequence[FileFacts],
+        hooks: Sequence[str] = (),
+        addresses: Sequence[AddressFacts] = (),
     ) -> DestinationFacts:
         """What the destination is, and has of what the workload needs."""
         request = peer_pb2.ObserveRequest(
@@ -110,6 +114,7 @@ class GrpcPeer:
             files=(to_message(file, facts_pb2.FileFacts) for file in files),
             phaul_version=__version__,
             hooks=map(wire_text, hooks),
+            addresses=(to_message(address, facts_pb2.AddressFacts) for address in addresses),
         )
         return from_message(await self._call(self._stub.Observe(request, timeout=OBSERVE_SECONDS)), DestinationFacts)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from ipaddress import ip_interface
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -17,8 +18,9 @@ from phaul.agent.messages import from_message
 from phaul.errors import UsageError
 from phaul.migration.address_rules import parse_address
 from phaul.migration.dirty_rate import DirtyRateRequest
-from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest
+from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest, NetworkFacts
 from phaul.migration.hooks import HookScene, Stage
+from phaul.migration.own_network import oddity
 from phaul.migration.peer import Reservation
 from phaul.rpc.v1 import dirty_rate_pb2, facts_pb2, peer_pb2
 
@@ -27,6 +29,9 @@ HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
 MOST_MEMORY_BYTES = 1 << 52  # of an address space with five levels of page tables
 MOST_ADDRESSES = 256
 MOST_HOOKS = 64
+MOST_LINKS = 64
+MOST_SETTINGS = 4096
+LONGEST_ADDRESS = 64
 LONGEST_TEXT = 4096  # PATH_MAX
 LONGEST_HOST_NAME = 253
 
@@ -49,6 +54,13 @@ def observed(request: peer_pb2.ObserveRequest) -> tuple[tuple[int, ...], tuple[F
     return tuple(request.ids), tuple(_from(file, FileFacts) for file in request.files)
 
 
+def probed(request: peer_pb2.ObserveRequest) -> tuple[AddressFacts, ...]:
+    """Read which addresses the network shall be asked for."""
+    found = tuple(_from(each, AddressFacts) for each in request.addresses)
+    _addresses(found)
+    return found
+
+
 def reservation(request: peer_pb2.PrepareRequest) -> Reservation:
     """Read what shall be held ready for a migration."""
     found = _from(request, Reservation)
@@ -61,6 +73,8 @@ def reservation(request: peer_pb2.PrepareRequest) -> Reservation:
     _short("a host's name", found.destination_host, LONGEST_HOST_NAME)
     hook_files(found.hooks)
     _addresses(found.addresses)
+    if found.network is not None:
+        _network(found.network)
     return found
 
 
@@ -134,6 +148,20 @@ def _seconds(name: str, number: float) -> None:
 def _short(what: str, text: str, longest: int = LONGEST_TEXT) -> None:
     if len(text) > longest or "\0" in text:
         raise UsageError(f"{what} of {len(text)} characters cannot be")
+
+
+def _network(found: NetworkFacts) -> None:
+    if len(found.links) > MOST_LINKS or len(found.names) > MOST_LINKS or len(found.settings) > MOST_SETTINGS:
+        raise UsageError("a network of so many parts cannot be")
+    if odd := oddity(found):
+        raise UsageError(f"a network with {odd} cannot be")
+    for link in found.links:
+        for address in link.addresses:
+            _short("an address", address, LONGEST_ADDRESS)
+            try:
+                ip_interface(address)
+            except ValueError as error:
+                raise UsageError(f"{address!r} is no address") from error
 
 
 def _addresses(found: Sequence[AddressFacts | AddressRequest]) -> None:

@@ -28,14 +28,18 @@ from phaul.criu.engine import CriuEngine
 from phaul.errors import PhaulError
 from phaul.migration.facts import HostFacts
 from phaul.migration.host import Host
-from phaul.migration.interfaces import Engine, NetworkIdentity
+from phaul.migration.interfaces import Engine
+from phaul.migration.network_identity import NetworkIdentity
 from phaul.migration.policy import Belonging
 from phaul.network.identity import HostNetwork
+from phaul.network.own_links import HostOwnNetworks
+from phaul.network.own_network import host_links
 from phaul.observe import fault_points
 from phaul.system.cpu_quota import CpuQuota
 from phaul.system.kernel import kernel_facts
 from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes
 from phaul.system.mounts import mount_memory, mounted_below, unmount_memory
+from phaul.system.namespaces import network_names
 from phaul.trust.store import TrustStore
 from phaul.workloads import belongings, dirty_rate
 from phaul.workloads.process import ProcessWorkload
@@ -94,7 +98,7 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
     """Give the function that says what this host is and can do."""
 
     async def facts() -> HostFacts:
-        known, addresses = await asyncio.gather(engine.describe(), network.addresses())
+        known, addresses, links = await asyncio.gather(engine.describe(), network.addresses(), host_links())
         return dataclasses.replace(
             known,
             host_name=socket.gethostname(),
@@ -105,7 +109,10 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
             features=tuple(sorted({*known.features, *(["huge_tmpfs"] if has_huge_tmpfs() else [])})),
             memory_available_bytes=available_bytes(),
             addresses=addresses,
-            devices=tuple(name for _, name in socket.if_nameindex()),
+            devices=tuple(each.name for each in links),
+            bridges=tuple(each.name for each in links if each.kind == "bridge"),
+            macs=tuple(dict.fromkeys(each.mac for each in links if each.mac)),
+            network_names=tuple(sorted(network_names())),
             **kernel_facts(),
         )
 
@@ -120,6 +127,7 @@ def make_host(config: AgentConfig) -> Host:
         workload=ProcessWorkload(),
         engine=engine,
         network=network,
+        own_networks=HostOwnNetworks(),
         rooms=MemoryRooms(config.runtime_dir / "images"),
         throttle=CpuQuota(),
         outcomes=OutcomeFiles(config.state_dir / "outcomes"),

@@ -47,7 +47,9 @@ def check(
     address: Annotated[
         list[str] | None,
         typer.Option(
-            "--address", metavar="IP/PREFIX[@DEVICE]", help="Address that shall move along. May be given several times."
+            "--address",
+            metavar="IP/PREFIX[@DEVICE]",
+            help="Address that shall move along, or `auto`. May be given several times.",
         ),
     ] = None,
     drop_unaccepted: Annotated[

@@ -54,7 +54,8 @@ def migrate(
         typer.Option(
             "--address",
             metavar="IP/PREFIX[@DEVICE]",
-            help="Address that moves along; DEVICE is that of the destination. May be given several times.",
+            help="Address that moves along; DEVICE is that of the destination. `auto`: those that the workload uses "
+            "and nobody else does. May be given several times.",
         ),
     ] = None,
     drop_unaccepted: Annotated[
@@ -170,6 +171,9 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
         hooks=typed.hooks,
     )
     for address in typed.addresses:
+        if address == "auto":
+            request.auto_addresses = True
+            continue
         wanted = parse_address(address)
         request.addresses.append(
             AddressRequest(address=wanted.address, prefix_length=wanted.prefix_length, device=wanted.device)

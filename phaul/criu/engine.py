@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from phaul.criu.address_images import usable_at_once
 from phaul.criu.features import CriuFeatures, probe
 from phaul.criu.gates import CriuDump, CriuRestore
 from phaul.criu.guard import CopyGuard
@@ -112,6 +113,8 @@ class CriuEngine:
     async def restore(self, request: RestoreRequest) -> AsyncIterator[HeldRestore]:
         """Restore the tree from its images up to the gate."""
         features = await self._probe()
+        if request.external:
+            usable_at_once(request.images)
         with _Directories(request.images, self.logs(request.migration_id)) as directories:
             options = rpc_pb2.Options(
                 images_dir_fd=directories.images,
@@ -124,6 +127,7 @@ class CriuEngine:
                 file_locks=True,
                 link_remap=True,  # how the network was locked, CRIU reads from the images
                 lazy_pages=request.lazy,
+                external=request.external,
             )
             logs = self.logs(request.migration_id)
 

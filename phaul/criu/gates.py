@@ -209,7 +209,7 @@ class CriuRestore(_Held):
         logs: Path,
         root_pid: int,
         loader_lives: Callable[[], bool] = lambda: True,
-        setting_up: Callable[[], Awaitable[None]] | None = None,
+        setting_up: Callable[[int], Awaitable[None]] | None = None,
         guard: Guard | None = None,
     ) -> None:
         super().__init__(criu, request, fds, logs, RESTORE_LOG)
@@ -231,7 +231,7 @@ class CriuRestore(_Held):
             if stage == "post-restore" and pid:
                 self._root_pid = pid
             elif stage == "setup-namespaces" and self._setting_up is not None:
-                await self._setting_up()
+                await self._setting_up(pid or self._root_pid)
 
         started_us = _now_us()
         gone = response = None

@@ -197,7 +197,7 @@ class FakeEngine:
         except FileNotFoundError as error:
             raise RestoreError(f"there is no image {error.filename}") from error
         if request.setting_up is not None and self._machine.own_namespaces:
-            await request.setting_up()
+            await request.setting_up(pid)
         tree = FakeTree(pid, memory, state=TreeState.FROZEN)
         self._machine.trees[pid] = tree
         held = FakeHeldRestore(self._machine, tree, request.migration_id if request.lazy else "")

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, ConnectionFacts, HookFacts
+from phaul.migration.facts import AddressFacts, ConnectionFacts, HookFacts, LinkFacts, NetworkFacts
 from phaul.migration.hooks import HookEnd
 from phaul.migration.journal import Data
 from phaul.migration.lazy import Loading, LoadingState
@@ -52,6 +52,7 @@ class FakeTree:
     tracked: bytes | None = None  # the memory at the last pre-dump: only what differs from it is sent
     while_sent: Callable[[FakeTree], None] = lambda _: None  # called as each pre-dump is under way: the workload writes
     damaged: bytes = b""  # what the wire makes of the memory; "" leaves it as it is
+    network: NetworkFacts | None = None  # where it has one of its own
     born: int = field(default_factory=itertools.count(1).__next__)  # stands for the start time: no two copies share it
 
 
@@ -70,6 +71,8 @@ class FakeMachine:
     trees: dict[int, FakeTree] = field(default_factory=dict)
     local: list[AddressFacts] = field(default_factory=list)
     fences: dict[str, tuple[AddressFacts, ...]] = field(default_factory=dict)
+    links: set[str] = field(default_factory=set)  # outer ends that are connected
+    link_fences: dict[str, tuple[LinkFacts, ...]] = field(default_factory=dict)
     announced: list[str] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
     fault: Fault = lambda _: None

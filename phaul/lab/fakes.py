@@ -15,9 +15,11 @@ from pathlib import Path
 from phaul import __version__
 from phaul.errors import PreflightError
 from phaul.lab.fake_engine import MEMORY_ADDRESS, FakeEngine
+from phaul.lab.fake_links import FakeOwnNetworks
 from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree, TreeState
 from phaul.migration.facts import (
     AddressFacts,
+    ClaimFacts,
     ConnectionFacts,
     FileFacts,
     HookFacts,
@@ -157,7 +159,8 @@ class FakeWorkload:
         if tree is None or tree.state is TreeState.DEAD:
             raise PreflightError(f"there is no process {root_pid}")
         task = TaskFacts(root_pid, 1, "fake", (root_pid,), 0, 1)
-        return WorkloadFacts(root_pid, (task,), len(tree.memory), (), tree.connections)
+        own = tree.network is not None
+        return WorkloadFacts(root_pid, (task,), len(tree.memory), (), tree.connections, has_own_network=own)
 
     async def observe(
         self, ids: Sequence[int], files: Sequence[FileFacts]
@@ -253,6 +256,10 @@ class FakeNetwork:
     async def fences(self) -> tuple[str, ...]:
         """Whose stand."""
         return tuple(self._machine.fences)
+
+    async def claims(self, addresses: Sequence[AddressFacts]) -> tuple[ClaimFacts, ...]:
+        """Nobody else has them."""
+        return ()
 
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put addresses on; they must be fenced, or the source must have given them up."""
@@ -350,13 +357,15 @@ def fake_host(machine: FakeMachine, directory: Path) -> Host:
             features=known.features,
             memory_available_bytes=1 << 40,
             addresses=tuple(machine.local),
-            devices=("lo", "eth0"),
+            devices=("lo", "eth0", "br0", *machine.links),
+            bridges=("br0",),
         )
 
     return Host(
         workload=FakeWorkload(machine),
         engine=engine,
         network=FakeNetwork(machine),
+        own_networks=FakeOwnNetworks(machine),
         rooms=FakeRooms(machine, directory),
         throttle=FakeThrottle(machine),
         outcomes=FakeOutcomes(machine),

@@ -13,12 +13,14 @@ from phaul.errors import UsageError
 from phaul.migration.facts import (
     AddressFacts,
     AddressRequest,
+    ClaimFacts,
     ConnectionFacts,
     DestinationFacts,
     HostFacts,
     MigrationRequest,
     Problem,
     Severity,
+    WorkloadFacts,
 )
 
 EXAMPLE = "for example 192.0.2.10/24, 192.0.2.10/24@eth0 or 2001:db8::10/64@eth0"
@@ -66,15 +68,15 @@ def resolve_addresses(request: MigrationRequest, source: HostFacts) -> tuple[Add
 
 def destination_addresses(request: MigrationRequest, addresses: Sequence[AddressFacts]) -> tuple[AddressFacts, ...]:
     """Give `addresses` as they shall stand on the destination: on the device asked for, else on its namesake."""
-    devices = {_normal(wanted.address): wanted.device for wanted in request.addresses}
-    return tuple(replace(each, device=devices.get(_normal(each.address)) or each.device) for each in addresses)
+    devices = {normal(wanted.address): wanted.device for wanted in request.addresses}
+    return tuple(replace(each, device=devices.get(normal(each.address)) or each.device) for each in addresses)
 
 
 def address_problems(request: MigrationRequest, source: HostFacts, destination: DestinationFacts) -> Iterator[Problem]:
     """Say which of the addresses asked for cannot move."""
     host = destination.host
-    local = {_normal(address) for address in destination.local_addresses}
-    local |= {_normal(address.address) for address in host.addresses}
+    local = {normal(address) for address in destination.local_addresses}
+    local |= {normal(address.address) for address in host.addresses}
     for wanted in request.addresses:
         here = _on(wanted.address, source.addresses)
         if here is None:
@@ -90,7 +92,7 @@ def address_problems(request: MigrationRequest, source: HostFacts, destination: 
                 f"The address {wanted.address} stands on the source as {here}, not with /{wanted.prefix_length}.",
                 f"Write --address {here.address}/{here.prefix_length}.",
             )
-        if _normal(wanted.address) in local:
+        if normal(wanted.address) in local:
             yield Problem(
                 "address_on_destination",
                 f"The address {wanted.address} is on the destination {host.host_name} already.",
@@ -106,6 +108,22 @@ def address_problems(request: MigrationRequest, source: HostFacts, destination: 
             )
 
 
+def claim_problems(
+    claims: Sequence[ClaimFacts], workload: WorkloadFacts, source: HostFacts, destination: HostFacts
+) -> Iterator[Problem]:
+    """Say which addresses somebody else on the network has too."""
+    links = workload.network.links if workload.network else ()
+    known = {*source.macs, *destination.macs, *(link.mac for link in links)}
+    for claim in claims:
+        if claim.mac not in known:
+            yield Problem(
+                "address_claimed",
+                f"The address {claim.address} is claimed by {claim.mac} too, which is neither of the two hosts.",
+                f"Find that device (`ip neighbour`, the switch) and give it another address; `arping {claim.address}` "
+                "shows who answers.",
+            )
+
+
 def agents_problems(request: MigrationRequest, own_address: str, peer: str) -> tuple[Problem, ...]:
     """
     Say whether the agents would talk to each other over an address that moves away under them.
@@ -114,8 +132,8 @@ def agents_problems(request: MigrationRequest, own_address: str, peer: str) -> t
         own_address: what the source's kernel chooses as its own address towards `peer`; "" where it is not known. It
             prefers the newest of a device, which a floating one often is.
     """
-    moving = {_normal(each.address) for each in request.addresses}
-    if not own_address or _normal(own_address) not in moving:
+    moving = {normal(each.address) for each in request.addresses}
+    if not own_address or normal(own_address) not in moving:
         return ()
     return (
         Problem(
@@ -131,12 +149,16 @@ def connection_problems(
     request: MigrationRequest, connections: Sequence[ConnectionFacts], source: HostFacts, destination: DestinationFacts
 ) -> Iterator[Problem]:
     """Say which sockets could not be made again on the destination, or would lose whom they talk to."""
-    moving = {_normal(address.address) for address in request.addresses}
-    local = {_normal(address) for address in destination.local_addresses}
+    moving = {normal(address.address) for address in request.addresses}
+    local = {normal(address) for address in destination.local_addresses}
     yield from _homeless(connections, moving | local, source, destination.host.host_name)
     yield from _left_behind(connections)
     yield from _ambiguous(connections, moving, local, destination.host.host_name)
     yield from _to_destination(connections, moving, local, destination.host.host_name)
+
+
+def unaccepted_problems(request: MigrationRequest, connections: Sequence[ConnectionFacts]) -> Iterator[Problem]:
+    """Say which connections are in the kernel's queue only."""
     waiting = [each for each in connections if each.unaccepted]
     if waiting:
         count = sum(each.unaccepted for each in waiting)
@@ -160,7 +182,7 @@ def _homeless(
         address = ipaddress.ip_address(each.local_address)
         # 127/8 is local as a whole wherever lo is up.
         everywhere = address.is_unspecified or (address.is_loopback and address.version == 4)
-        if not everywhere and not address.is_multicast and _normal(each.local_address) not in known:
+        if not everywhere and not address.is_multicast and normal(each.local_address) not in known:
             homeless.setdefault(each.local_address, []).append(each)
     for text, found in homeless.items():
         here = _on(text, source.addresses)
@@ -205,7 +227,7 @@ def _ambiguous(
         and each.protocol == "tcp"
         and not ipaddress.ip_address(each.local_address).is_loopback
         and each.local_address != each.remote_address
-        and _normal(each.local_address) in local - moving
+        and normal(each.local_address) in local - moving
     ]
     if found:
         yield Problem(
@@ -226,8 +248,8 @@ def _to_destination(
         for each in connections
         if each.protocol == "tcp"
         and each.state in TALKING_STATES
-        and _normal(each.local_address) in moving
-        and _normal(each.remote_address) in local
+        and normal(each.local_address) in moving
+        and normal(each.remote_address) in local
         and not ipaddress.ip_address(each.remote_address).is_loopback
     ]
     if found:
@@ -242,10 +264,10 @@ def _to_destination(
 
 
 def _on(address: str, addresses: Sequence[AddressFacts]) -> AddressFacts | None:
-    return next((each for each in addresses if _normal(each.address) == _normal(address)), None)
+    return next((each for each in addresses if normal(each.address) == normal(address)), None)
 
 
-def _normal(address: str) -> str:
+def normal(address: str) -> str:
     """One spelling for each address; IPv4-mapped IPv6 is IPv4, as the kernel routes it."""
     parsed = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(parsed, ipaddress.IPv6Address) and parsed.ipv4_mapped:
@@ -258,11 +280,11 @@ def _whole(address: str) -> int:
 
 
 def _local(each: ConnectionFacts) -> tuple[str, int]:
-    return _normal(each.local_address), each.local_port
+    return normal(each.local_address), each.local_port
 
 
 def _remote(each: ConnectionFacts) -> tuple[str, int]:
-    return _normal(each.remote_address), each.remote_port
+    return normal(each.remote_address), each.remote_port
 
 
 def _worded(each: ConnectionFacts) -> str:

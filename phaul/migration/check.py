@@ -5,11 +5,10 @@ Called by the coordinator, and by `agent.outgoing` for `phaul check`, `phaul mig
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from phaul.migration import check_report, mode, preflight
+from phaul.migration import auto_addresses, check_report, mode, own_network, preflight
 from phaul.migration.both_hooks import hook_problems
 from phaul.migration.facts import CheckReport, MigrationRequest, WorkloadFacts
 from phaul.migration.host import Host
@@ -31,14 +30,19 @@ async def check(
     what `allowed` raises, before the destination hears anything of the workload.
     """
     workload = await host.workload.inspect(request.root_pid)
+    if workload.has_own_network:
+        workload = replace(workload, network=await host.own_networks.look(request.root_pid))
     await allowed(workload)
-    source, destination = await asyncio.gather(
-        host.describe(),
-        peer.observe(preflight.wanted_ids(workload), workload.files, request.hooks),
-    )
+    source = await host.describe()
+    own_address = await peer.own_address()
+    request = auto_addresses.resolve(request, workload, source, own_address)
+    moving = preflight.destination_addresses(request, preflight.resolve_addresses(request, source))
+    probed = (*moving, *own_network.probed(workload.network))
+    ids = preflight.wanted_ids(workload)
+    destination = await peer.observe(ids, workload.files, request.hooks, probed)
     problems = (
         *preflight.compare(request, workload, source, destination),
-        *preflight.agents_problems(request, await peer.own_address(), peer.name),
+        *preflight.agents_problems(request, own_address, peer.name),
         *mode.problems(request, source),
     )
     found = CheckReport(
@@ -46,6 +50,7 @@ async def check(
         destination=destination.host,
         workload=workload,
         problems=problems,
+        addresses=request.addresses,
         source_hooks=host.hooks.find(request.hooks),
         destination_hooks=destination.hooks,
     )

@@ -14,7 +14,8 @@ from phaul.units import GIB, format_bytes
 GROUPS: dict[str, tuple[str, ...]] = {
     "The process": (
         "no_such_process", "thread", "kernel_thread", "zombie", "own_agent", "ancestor_of_agent", "not_allowed",
-        "own_namespaces", "own_network_namespace", "traced", "traces", "frozen", "uninterruptible", "leader_ended",
+        "own_namespaces", "own_network_namespace", "network_namespace_shared", "traced", "traces", "frozen",
+        "uninterruptible", "leader_ended",
         "shared_between_processes", "thread_apart", "scheduling_policy", "settings_lost", "agent_capabilities",
         "sysv_shared_memory", "sysv_semaphores", "sysv_messages", "secret_memory", "uprobes", "ids_taken",
         "memory_missing",
@@ -33,7 +34,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Its addresses and connections": (
         "address_not_on_source", "address_prefix", "address_on_destination", "device_missing",
         "connection_address_missing", "port_taken", "connection_shared", "listener_shared", "peer_stays_behind",
-        "peer_on_destination", "unaccepted_connections", "address_on_both_hosts",
+        "peer_on_destination", "unaccepted_connections", "address_on_both_hosts", "address_claimed",
+        "address_of_own_network", "link_kind", "link_not_on_host", "link_without_bridge", "bridge_with_vlans",
+        "bridge_missing", "mac_taken", "network_name_taken",
     ),
     "The hosts": (
         "agents_address_moves", "criu_missing", "criu_too_old", "criu_unusable", "criu_older", "phaul_version",

@@ -10,6 +10,7 @@ holds a complete, restored copy, and the destination lets that run only when it 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 from phaul.errors import (
     CancelledByUserError,
@@ -19,7 +20,7 @@ from phaul.errors import (
     SwitchoverError,
     UnreachableError,
 )
-from phaul.migration import preflight
+from phaul.migration import own_network, preflight
 from phaul.migration.account import account
 from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import Allowed, check, every_workload
@@ -51,6 +52,7 @@ from phaul.migration.sending import Sending
 from phaul.migration.timeline import Timeline
 from phaul.migration.undo import UndoStack, as_undo, end, rolled_back, see_through
 from phaul.migration.verification import Verification
+from phaul.migration.wire import SourceWire
 from phaul.units import MIB
 
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
@@ -116,6 +118,7 @@ class Coordinator:
     async def _migrate(self) -> MigrationReport:
         await self._enter(Phase.PREFLIGHT)
         facts, addresses = await self._preflight()
+        self._wire = SourceWire(self._host, self._id, facts.root_pid, addresses, facts.connections, facts.network)
         identity = await self._host.workload.identify(facts.root_pid)
         planned = plan(facts, addresses, self._request, identity)
         await self._journal.write(Mark.PLANNED, planned | self._hooks.as_data())
@@ -152,7 +155,7 @@ class Coordinator:
         await self._enter(Phase.SWITCHOVER)
         await self._journal.write(Mark.SWITCHING)
         with self._timeline.step("move addresses"):
-            await self._give_up(addresses)
+            await self._give_up()
         await self._hooks.run(Stage.SWITCHOVER)
 
         await self._enter(Phase.COMMIT)
@@ -170,7 +173,7 @@ class Coordinator:
             await self._note(Mark.RESUMED)
         finally:
             await self._enter(Phase.CLEANUP)
-            await self._clean_up(facts, held)
+            await self._clean_up(held)
         await self._hooks.settled()
         await self._note(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
         await self._learn()
@@ -195,8 +198,12 @@ class Coordinator:
             raise preflight.refusal(refusals)
         for problem in found.problems:
             self._warn(problem.message)
+        self._network_there = (
+            own_network.at_destination(facts.network, found.destination.devices, self._id) if facts.network else None
+        )
         self._mode, reason = choose(self._request, facts, found.source)
         self._events.emit(ModeChosen(self._mode, reason))
+        self._request = replace(self._request, addresses=found.addresses)
         addresses = preflight.resolve_addresses(self._request, found.source)
         self._hooks.found(facts, found, preflight.destination_addresses(self._request, addresses))
         await self._hooks.preflight()
@@ -219,6 +226,7 @@ class Coordinator:
                 addresses=preflight.destination_addresses(self._request, addresses),
                 keep_connections=has_connections(facts),
                 shell_job=facts.needs_shell_job,
+                network=self._network_there,
                 source_port=self._host.peer_port(),
                 source_peer="",
                 hooks=self._request.hooks,
@@ -250,8 +258,8 @@ class Coordinator:
 
     async def _freeze(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> HeldDump:
         """The final dump, its memory going through the page channel; afterwards every task is frozen and held."""
-        self._undo.add("rules that CRIU made", lambda: self._remove_locks(facts))
-        self._undo.add("the fence on this host", lambda: self._host.network.unfence(self._id))
+        self._undo.add("rules that CRIU made", self._wire.remove_locks)
+        self._undo.add("the fence on this host", self._wire.unfence)
 
         async def about_to_freeze(engine_pid: int) -> None:
             await self._keeper.watch(engine_pid)
@@ -259,8 +267,7 @@ class Coordinator:
             await self._journal.write(Mark.FREEZING)
             if self._rounds:
                 await self._rounds.full_speed()
-            if addresses:
-                await self._host.network.fence(self._id, addresses)
+            await self._wire.fence()
 
         await self._sending.begin(frozen=True)
         self._sent_before = self._sending.channel.sent_bytes()
@@ -300,21 +307,10 @@ class Coordinator:
         with self._timeline.step("verify memory"):
             await self._verification.run(tree)
 
-    async def _give_up(self, addresses: tuple[AddressFacts, ...]) -> None:
+    async def _give_up(self) -> None:
         """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""
-        if not addresses:
-            return
-
-        async def take_back() -> None:
-            await self._host.network.add(addresses)
-            await self._host.network.unfence(self._id)
-            await self._host.network.announce(addresses)
-
-        self._undo.add("the addresses " + ", ".join(map(str, addresses)), take_back)
-        try:
-            await self._host.network.remove(addresses)
-        except PhaulError as error:
-            raise SwitchoverError(f"the addresses could not be taken off the source: {error.message}") from error
+        self._undo.add(self._wire.name, self._wire.take_back)
+        await self._wire.give_up()
 
     async def _commit(self, tree: TreeHandle) -> None:
         """Kill the tree, once it is on disk that this will happen. From the first line on no cancel is heard."""
@@ -329,16 +325,13 @@ class Coordinator:
         tree.kill()
         self.killed = True
 
-    async def _remove_locks(self, facts: WorkloadFacts) -> None:
-        await self._host.network.remove_engine_locks(facts.root_pid, facts.connections)
-
-    async def _clean_up(self, facts: WorkloadFacts, held: HeldDump) -> None:
+    async def _clean_up(self, held: HeldDump) -> None:
         """Whatever fails here is a warning: the workload runs on the destination."""
         self._undo.forget()
         last = UndoStack()
         last.add("images on this host", lambda: self._host.rooms.release(self._id))
-        last.add("the fence on this host", lambda: self._host.network.unfence(self._id))
-        last.add("rules that CRIU made", lambda: self._remove_locks(facts))
+        last.add("what answers for it on this host", self._wire.leave)
+        last.add("rules that CRIU made", self._wire.remove_locks)
         if self._rounds:
             last.add("the workload's CPU quota", self._rounds.put_back)
         last.add("the page channel", as_undo(self._sending.channel.close))

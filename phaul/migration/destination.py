@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from phaul.errors import DefectError, HookError, LostError, PhaulError, RestoreError, SwitchoverError
+from phaul.errors import DefectError, HookError, LostError, PhaulError, RestoreError
 from phaul.migration import lazy
 from phaul.migration.arrival_hooks import ArrivalHooks
 from phaul.migration.events import Outcome, Phase, Role
@@ -27,10 +27,10 @@ from phaul.migration.peer import Aborted, Reservation, RestoredCopy
 from phaul.migration.recovery import Tree
 from phaul.migration.reserving import room_bytes
 from phaul.migration.undo import UndoStack
+from phaul.migration.wire import DestinationWire, announce_again_seconds
 from phaul.units import MIB
 
 SMALL_IMAGES_BYTES = 256 * MIB  # room for what is not memory
-ANNOUNCE_AGAIN_SECONDS = (0.2, 1.0)  # gratuitous ARP is not acknowledged, so it is said more than once
 
 REAPED_LOOKS = 500  # for the kernel to free a killed copy, and for us to reap it
 REAPED_LOOK_SECONDS = 0.02  # between two looks
@@ -52,7 +52,7 @@ class Arrival:
         self.phase = Phase.PREPARE
         self._host = host
         self._undo = UndoStack()
-
+        self._wire = DestinationWire(host, reservation)
         self._held: HeldRestore | None = None
         self._gate: AbstractAsyncContextManager[HeldRestore] | None = None
         self._copy: RestoredCopy | None = None
@@ -64,6 +64,7 @@ class Arrival:
         self.lost: Callable[[LostError], None] = lambda _: None  # told when they never will be
         self.images = Path()
         self.hooks = ArrivalHooks(host, reservation, journal, lambda: self.images)
+        self._warnings: list[str] = []
         self.resumed = False
         self.aborted = False
 
@@ -91,7 +92,7 @@ class Arrival:
         self.images = await self._host.rooms.make(
             self._id, room_bytes(self.reservation.memory_bytes) + SMALL_IMAGES_BYTES
         )
-        await self._take_addresses()
+        await self._wire.take(self._undo)
         await self._prepare_helpers()
         await self._host.reached(Role.DESTINATION, Phase.PREPARE)
         return self.images
@@ -133,15 +134,11 @@ class Arrival:
         await self._host.reached(Role.DESTINATION, Phase.CLEANUP)
         await self._journal.write(Mark.RUNNING)
         await self._look_at_loader()
-        warnings: list[str] = []
-        try:
-            await self._host.network.announce(self.reservation.addresses)
-        except PhaulError as error:
-            warnings.append(f"the neighbours could not be told of the new place: {error.message}")
+        self._warnings += await self._wire.settle_in()
         self.hooks.resumed()
         self._announcing = asyncio.create_task(self._announce_again())
         self._cleaning = asyncio.create_task(self._clean_up_or_tell())
-        return tuple(warnings)
+        return tuple(self._warnings)
 
     @classmethod
     def recovered(cls, reservation: Reservation, host: Host, journal: Journal, images: Path) -> Arrival:
@@ -150,17 +147,15 @@ class Arrival:
         arrival.images = images
         arrival.resumed = last_of(journal.records, Mark.RUNNING) is not None
         arrival._undo.add("images on the destination", lambda: host.rooms.release(reservation.migration_id))
-        if reservation.addresses:
-            arrival._undo.add("the fence on the destination", lambda: host.network.unfence(reservation.migration_id))
-            arrival._undo.add("addresses on the destination", lambda: host.network.remove(reservation.addresses))
+        arrival._wire.queue_undo(arrival._undo)
         return arrival
 
     async def confirm(self) -> None:
         """The copy was found running after a restart of the agent: see the rest of RESUME through."""
         self.resumed = True
         self._undo.forget()
-        await self._host.network.unfence(self._id)
-        await self._host.network.announce(self.reservation.addresses)
+        await self._wire.let_in()
+        await self._wire.settle_in()
         self.hooks.resumed()
         await self._clean_up()
 
@@ -194,21 +189,6 @@ class Arrival:
         if self._gate is not None and not self.resumed:
             await self._gate.__aexit__(None, None, None)
 
-    async def _take_addresses(self) -> None:
-        addresses = self.reservation.addresses
-        if not addresses:
-            return
-        network = self._host.network
-        try:
-            self._undo.add("the fence on the destination", lambda: network.unfence(self._id))
-            await network.fence(self._id, addresses)
-            self._undo.add("addresses on the destination", lambda: network.remove(addresses))
-            await network.add(addresses)
-        except PhaulError as error:
-            raise SwitchoverError(
-                f"the addresses could not be put on the destination: {error.message}", hint=error.hint
-            ) from error
-
     async def _prepare_helpers(self) -> None:
         """Start the guard, and the loader where a lazy restore helps, ahead of time; both can be done without."""
         with contextlib.suppress(PhaulError):
@@ -234,6 +214,7 @@ class Arrival:
 
     async def _hold(self, *, is_lazy: bool = False) -> HeldRestore:
         self.hooks.restore_begins()
+        await self._wire.cut()  # a restore that failed before may have left links
         gate = self._host.engine.restore(
             RestoreRequest(
                 migration_id=self._id,
@@ -242,6 +223,7 @@ class Arrival:
                 keep_connections=self.reservation.keep_connections,
                 shell_job=self.reservation.shell_job,
                 lazy=is_lazy,
+                external=self._wire.external,
                 setting_up=self._set_up,
                 guard=self._guard,
             )
@@ -250,7 +232,8 @@ class Arrival:
         self._gate = gate
         return self._held
 
-    async def _set_up(self) -> None:
+    async def _set_up(self, root_pid: int) -> None:
+        await self._wire.set_up(root_pid)
         try:
             await self.hooks.set_up()
         except HookError:
@@ -286,8 +269,7 @@ class Arrival:
 
     async def _hold_again(self) -> HeldRestore:
         """Restore once more, behind the fence: without the connections the kernel would reset them."""
-        if self.reservation.addresses:
-            await self._host.network.fence(self._id, self.reservation.addresses)
+        await self._wire.fence()
         if self._gate is not None:
             gate, self._gate = self._gate, None
             await gate.__aexit__(None, None, None)
@@ -310,7 +292,7 @@ class Arrival:
             await self._pass_gate(self._held)
         except PhaulError as first:
             if await self._runs_all_the_same():
-                await self._host.network.unfence(self._id)
+                await self._let_in()
                 return
             try:
                 await self._pass_gate(await self._hold_again())
@@ -340,9 +322,14 @@ class Arrival:
 
     async def _pass_gate(self, held: HeldRestore) -> None:
         # Not before: what the kernel acknowledges for a copy that then does not run is lost to the next one.
-        await held.run(lambda: self._host.network.unfence(self._id))
+        await held.run(self._let_in)
+
+    async def _let_in(self) -> None:
+        if warning := await self._wire.let_in():
+            self._warnings.append(warning)
 
     async def _discard(self) -> None:
+        await self._wire.cut()
         if self._held is not None:
             await self._held.discard()
         if self._gate is not None:
@@ -350,10 +337,10 @@ class Arrival:
         await self._kill_copy()
 
     async def _announce_again(self) -> None:
-        for delay_seconds in ANNOUNCE_AGAIN_SECONDS:
+        for delay_seconds in announce_again_seconds():
             await self._host.clock.sleep(delay_seconds)
             try:
-                await self._host.network.announce(self.reservation.addresses)
+                await self._wire.announce()
             except PhaulError:
                 return  # the address has moved on already
 

@@ -142,6 +142,42 @@ class ConnectionFacts:
 
 
 @dataclass(frozen=True, slots=True)
+class LinkFacts:
+    """A device of a workload's own network namespace by which it is connected.
+
+    `outer` is what stands for it on the host: the other end of a veth pair, or the device that a macvlan stands on.
+    """
+
+    name: str  # in the namespace
+    kind: str  # "veth" or "macvlan"
+    mac: str
+    outer: str
+    bridge: str = ""  # of which the outer end of a veth pair is a port
+    mtu: int = 0  # of the outer end of a veth pair
+    addresses: tuple[str, ...] = ()  # global ones, IP/PREFIX
+    outer_index: int = 0  # the kernel's number for `outer`
+
+
+@dataclass(frozen=True, slots=True)
+class SettingFacts:
+    """A sysctl of a network namespace, by its path below /proc/sys."""
+
+    name: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkFacts:
+    """A network namespace that a workload has for itself, as far as CRIU does not carry it."""
+
+    links: tuple[LinkFacts, ...] = ()
+    names: tuple[str, ...] = ()  # below /run/netns, as `ip netns` gives them
+    settings: tuple[SettingFacts, ...] = ()
+    problems: tuple[Problem, ...] = ()  # that can be seen on the source alone
+    inode: int = 0  # of the namespace
+
+
+@dataclass(frozen=True, slots=True)
 class WorkloadFacts:
     """Everything of a process tree that decides whether and how it can go.
 
@@ -166,6 +202,8 @@ class WorkloadFacts:
     unix_names: tuple[str, ...] = ()  # of its Unix sockets that are bound; "@" stands for an abstract one
     bound_devices: tuple[str, ...] = ()  # network devices that a socket is bound to
     security_label: str = ""  # the LSM's profile or context of the root task; "" where there is none to speak of
+    network: NetworkFacts | None = None  # where it has one of its own
+    addresses_of_others: tuple[str, ...] = ()  # that sockets outside of the tree use, in the same network namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,6 +242,9 @@ class HostFacts:
     free_huge_page_bytes: int = 0
     security_modules: tuple[str, ...] = ()  # that label processes: "apparmor", "selinux"
     most_memory_bytes: int = 0  # of a workload, by its policy; 0: no limit
+    bridges: tuple[str, ...] = ()  # those of `devices` that are
+    macs: tuple[str, ...] = ()  # of all devices
+    network_names: tuple[str, ...] = ()  # of network namespaces, below /run/netns
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +257,14 @@ class Occupancy:
 
 
 @dataclass(frozen=True, slots=True)
+class ClaimFacts:
+    """Somebody on the network says that it has an address."""
+
+    address: str
+    mac: str
+
+
+@dataclass(frozen=True, slots=True)
 class DestinationFacts:
     """What the destination sees when it is told which IDs and paths a workload needs."""
 
@@ -225,6 +274,7 @@ class DestinationFacts:
     local_addresses: tuple[str, ...] = ()  # every address that is local here, loopback and link scope included
     occupied: Occupancy = field(default_factory=Occupancy)
     hooks: tuple[HookFacts, ...] = ()
+    claims: tuple[ClaimFacts, ...] = ()  # of the addresses that may move, as the network answers here
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,6 +302,7 @@ class MigrationRequest:
     max_downtime_seconds: float = 0  # the pause that is acceptable; 0: not said
     max_rounds: int = 0  # of pre-copy; 0: not said
     on_stall: OnStall = OnStall.REFUSE
+    auto_addresses: bool = False  # move also those that the workload uses and nobody else does
     hooks: tuple[str, ...] = ()  # paths of action scripts, there on both hosts, that are run at every stage
 
 
@@ -265,6 +316,7 @@ class CheckReport:
     problems: tuple[Problem, ...] = field(default=())
     fine: tuple[str, ...] = ()  # what was looked at and is no problem, a few words each
     expected_downtime_us: int = 0  # a rough guess from memory and count of tasks; 0 where refused
+    addresses: tuple[AddressRequest, ...] = ()  # that would move
     source_hooks: tuple[HookFacts, ...] = ()  # in the order in which they would be run, those of `--hook` last
     destination_hooks: tuple[HookFacts, ...] = ()
 

@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from phaul.migration.events import Phase, Role
 from phaul.migration.facts import HostFacts
 from phaul.migration.hooks import Hooks, NoHooks
-from phaul.migration.interfaces import Clock, Engine, ImageRooms, NetworkIdentity, OutcomeStore, Workload
+from phaul.migration.interfaces import Clock, Engine, ImageRooms, OutcomeStore, Workload
+from phaul.migration.network_identity import NetworkIdentity
+from phaul.migration.own_network import OwnNetworks
 from phaul.migration.throttle import Throttle
 
 
@@ -26,6 +28,7 @@ class Host:
     workload: Workload
     engine: Engine
     network: NetworkIdentity
+    own_networks: OwnNetworks
     rooms: ImageRooms
     throttle: Throttle
     outcomes: OutcomeStore

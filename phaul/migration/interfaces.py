@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, ConnectionFacts, FileFacts, HostFacts, Occupancy, WorkloadFacts
+from phaul.migration.facts import FileFacts, HostFacts, Occupancy, WorkloadFacts
 from phaul.migration.guard import Guard
 from phaul.migration.journal import Data
 from phaul.migration.lazy import Loader, Loading
@@ -230,7 +230,9 @@ class RestoreRequest:
     keep_connections: bool
     shell_job: bool
     lazy: bool = False  # leave the pages to the loader that was made for this migration
-    setting_up: Callable[[], Awaitable[None]] | None = None  # awaited once its namespaces, if any, are there
+    external: tuple[str, ...] = ()  # outer ends of the copy's own network namespace, as `own_network.external` has them
+    # Awaited once the copy's namespaces are there, with its root's PID; what it raises ends the restore.
+    setting_up: Callable[[int], Awaitable[None]] | None = None
     guard: Guard | None = None
 
 
@@ -327,53 +329,6 @@ class Engine(Protocol):
 
     async def loading(self, migration_id: str) -> Loading:
         """Say how far the loader of a copy that was let run is, also one that an agent before this one has started."""
-        ...
-
-
-class NetworkIdentity(Protocol):
-    """Who answers on the wire: the addresses of this host, and the fence that keeps packets from a workload.
-
-    Addresses and fences are named by the migration they belong to, so that each can be undone after a crash.
-    """
-
-    async def addresses(self) -> tuple[AddressFacts, ...]:
-        """Every global-scope address of this host with its device."""
-        ...
-
-    async def local_addresses(self) -> tuple[str, ...]:
-        """Every address that is local to this host, loopback and link scope included."""
-        ...
-
-    async def fence(self, migration_id: str, addresses: Sequence[AddressFacts]) -> None:
-        """Drop every packet from and to these addresses on this host, ARP and neighbour discovery included."""
-        ...
-
-    async def unfence(self, migration_id: str) -> None:
-        """Lift the fence; nothing happens where there is none."""
-        ...
-
-    async def fences(self) -> tuple[str, ...]:
-        """Every migration that has a fence here."""
-        ...
-
-    async def add(self, addresses: Sequence[AddressFacts]) -> None:
-        """Put the addresses on their devices, without duplicate address detection. All or none."""
-        ...
-
-    async def remove(self, addresses: Sequence[AddressFacts]) -> None:
-        """Take the addresses from their devices; one that is gone already is no error."""
-        ...
-
-    async def announce(self, addresses: Sequence[AddressFacts]) -> None:
-        """Tell the neighbours: gratuitous ARP and unsolicited neighbour advertisements, once each."""
-        ...
-
-    async def engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> tuple[str, ...]:
-        """Name the packet filter rules that `remove_engine_locks` would remove. Touches nothing."""
-        ...
-
-    async def remove_engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts] = ()) -> None:
-        """Remove the packet filter rules that CRIU left behind for a tree that it dumped, known by its connections."""
         ...
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, Compression, DestinationFacts, FileFacts, HookRun
+from phaul.migration.facts import AddressFacts, Compression, DestinationFacts, FileFacts, HookRun, NetworkFacts
 from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import Digests, PageImage
 from phaul.migration.recovery import Word
@@ -78,6 +78,7 @@ class Reservation:
     hooks: tuple[str, ...] = ()  # paths of action scripts that are run at every stage
     destination_host: str = ""  # as it named itself
     source_name: str = ""  # what the source's certificate calls it; the destination fills it in
+    network: NetworkFacts | None = None  # of the workload alone; its outer ends are named as they shall be there
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +111,16 @@ class PeerAgent(Protocol):
         ...
 
     async def observe(
-        self, ids: Sequence[int], files: Sequence[FileFacts], hooks: Sequence[str] = ()
+        self,
+        ids: Sequence[int],
+        files: Sequence[FileFacts],
+        hooks: Sequence[str] = (),
+        addresses: Sequence[AddressFacts] = (),
     ) -> DestinationFacts:
-        """What the destination is, and has of what the workload needs; `hooks` are paths of action scripts."""
+        """What the destination is, and has of what the workload needs.
+
+        `hooks` are paths of action scripts; `addresses` those that may move, on the devices of the destination.
+        """
         ...
 
     async def run_hooks(self, stage: str, scene: HookScene, deadline_seconds: float) -> tuple[HookRun, ...]:

@@ -13,6 +13,7 @@ from typing import Any
 from phaul.migration.facts import AddressFacts, ConnectionFacts, MigrationRequest, WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.journal import Data
+from phaul.migration.own_network import is_fenced
 
 
 def plan(
@@ -26,6 +27,7 @@ def plan(
         "destination": request.destination,
         "addresses": [[each.address, each.prefix_length, each.device] for each in addresses],
         "connections": [dataclasses.asdict(each) for each in facts.connections],
+        "network": dataclasses.asdict(facts.network) if facts.network else None,
     }
 
 
@@ -45,10 +47,12 @@ def has_connections(facts: WorkloadFacts) -> bool:
 
 
 def fenced(facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> bool:
-    """Whether the fence around `addresses` keeps every packet from the workload's connections.
+    """Whether the fence around `addresses`, or its own network, keeps every packet from the workload's connections.
 
     Connections over loopback stay inside the tree (preflight refuses others): both of their ends are frozen.
     """
+    if facts.network:
+        return is_fenced(facts.network)
     fenced = {ip_address(each.address) for each in addresses}
     for connection in facts.connections:
         if connection.protocol != "tcp" or connection.state == "listen":

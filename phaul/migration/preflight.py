@@ -13,10 +13,12 @@ from phaul.errors import PolicyError, PreflightError
 from phaul.migration.address_rules import (
     address_problems,
     agents_problems,
+    claim_problems,
     connection_problems,
     destination_addresses,
     parse_address,
     resolve_addresses,
+    unaccepted_problems,
 )
 from phaul.migration.facts import (
     DestinationFacts,
@@ -28,6 +30,7 @@ from phaul.migration.facts import (
 )
 from phaul.migration.file_rules import file_problems
 from phaul.migration.host_rules import capacity_problems, host_problems, version_of
+from phaul.migration.own_network import own_network_problems
 from phaul.migration.taken_rules import id_problems, occupied_problems, wanted_ids
 
 __all__ = [
@@ -64,8 +67,11 @@ def compare(
         *file_problems(workload.files, destination.files, destination.host.host_name),
         *capacity_problems(workload, source, destination.host),
         *address_problems(request, source, destination),
+        *own_network_problems(request, workload, destination),
         # Addresses of another network namespace say nothing of these hosts.
         *([] if workload.has_own_network else connection_problems(request, workload.connections, source, destination)),
+        *unaccepted_problems(request, workload.connections),
+        *claim_problems(destination.claims, workload, source, destination.host),
     ]
     unique = list(dict.fromkeys(found))
     return tuple(sorted(unique, key=lambda problem: problem.severity is not Severity.REFUSES))

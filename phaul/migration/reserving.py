@@ -8,6 +8,7 @@ from __future__ import annotations
 from phaul.migration.facts import AddressFacts
 from phaul.migration.hooks import HookScene
 from phaul.migration.journal import Data
+from phaul.migration.own_network import network_from
 from phaul.migration.peer import Reservation
 from phaul.units import MIB
 
@@ -22,7 +23,9 @@ def room_bytes(memory_bytes: int) -> int:
 def reservation_of(data: Data) -> Reservation:
     """Read a reservation out of the record that announced it."""
     addresses = tuple(AddressFacts(**each) for each in data["addresses"])
-    return Reservation(**{**data, "addresses": addresses, "hooks": tuple(data.get("hooks", ()))})
+    network = network_from(data.get("network"))
+    hooks = tuple(data.get("hooks", ()))
+    return Reservation(**{**data, "addresses": addresses, "hooks": hooks, "network": network})
 
 
 def scene_of(reservation: Reservation) -> HookScene:

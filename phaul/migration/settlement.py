@@ -15,9 +15,9 @@ from phaul.migration.events import Outcome, Role
 from phaul.migration.hooks import HookScene, HostHooks, Stage
 from phaul.migration.host import Host
 from phaul.migration.interfaces import TreeIdentity, Workload
-from phaul.migration.journal import Data, Journal, Mark, last_of
+from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.peer import PeerAgent
-from phaul.migration.plan import planned_addresses, planned_connections
+from phaul.migration.plan import planned_addresses
 from phaul.migration.recovery import (
     Choice,
     DestinationAct,
@@ -33,6 +33,7 @@ from phaul.migration.recovery import (
 )
 from phaul.migration.resuming import BACKOFF_SECONDS
 from phaul.migration.undo import UndoStack
+from phaul.migration.wire import SourceWire
 
 WAIT_SECONDS = 0.1  # between two looks at a tree that CRIU is about to let go
 
@@ -190,15 +191,12 @@ async def _give_up_addresses(journal: Journal, host: Host) -> None:
     await host.network.remove(planned_addresses(plan.data))
 
 
-async def _remove_locks(plan: Data, host: Host) -> None:
-    await host.network.remove_engine_locks(int(plan["root_pid"]), planned_connections(plan))
-
-
 async def _tidy_up(migration_id: str, journal: Journal, host: Host) -> None:
     plan = last_of(journal.records, Mark.PLANNED)
     assert plan is not None
-    await _remove_locks(plan.data, host)
-    await host.network.unfence(migration_id)
+    wire = SourceWire.planned(host, migration_id, plan.data)
+    await wire.remove_locks()
+    await wire.leave()
     await _put_quota_back(journal, host)
     await host.rooms.release(migration_id)
 
@@ -207,7 +205,7 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
     plan = last_of(journal.records, Mark.PLANNED)
     assert plan is not None
     await journal.write(Mark.ROLLING_BACK)
-    addresses = planned_addresses(plan.data)
+    wire = SourceWire.planned(host, migration_id, plan.data)
     frozen = last_of(journal.records, Mark.FREEZING) is not None
     undo = UndoStack()
     if not runs_there(journal.records):
@@ -215,15 +213,15 @@ async def _roll_back(migration_id: str, journal: Journal, host: Host, peer: Peer
     undo.add("images on this host", lambda: host.rooms.release(migration_id))
     undo.add("the workload's CPU quota", lambda: _put_quota_back(journal, host))
     if frozen:
-        undo.add("announcements", lambda: host.network.announce(addresses))
-        undo.add("rules that CRIU made", lambda: _remove_locks(plan.data, host))
-        undo.add("the fence on this host", lambda: host.network.unfence(migration_id))
+        undo.add("announcements", wire.announce)
+        undo.add("rules that CRIU made", wire.remove_locks)
+        undo.add("the fence on this host", wire.unfence)
     if frozen or last_of(journal.records, Mark.PRECOPYING) is not None:
         # Nothing is left to do where CRIU let the tree run, or the keeper did: only where both were killed as well.
         tree = TreeIdentity.from_data(plan.data["tree"])
         undo.add("the workload's running on", lambda: host.workload.run_again(tree))
     if last_of(journal.records, Mark.SWITCHING):
-        undo.add("the addresses", lambda: host.network.add(addresses))
+        undo.add("the addresses", lambda: host.network.add(wire.addresses))
     leftovers: Sequence[str] = await undo.unwind()
     if leftovers:
         raise PhaulError("something was left behind: " + "; ".join(leftovers))

@@ -30,7 +30,7 @@ NFT_TIMEOUT_SECONDS = 10.0
 NFT_HINT = "Install nftables (`apt-get install nftables`); `phaul doctor` says what else is missing."
 
 _MIGRATION_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,63}")
-_TABLE_LINE = re.compile(r"table (?:inet|arp) phaul-([0-9A-Za-z][0-9A-Za-z._-]{0,63})")
+_TABLE_LINE = re.compile(r"table (?:inet|arp|netdev) phaul-([0-9A-Za-z][0-9A-Za-z._-]{0,63})")
 
 
 def table_name(migration_id: str) -> str:

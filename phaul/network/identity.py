@@ -1,4 +1,4 @@
-"""Who answers on the wire, on this host: `migration.interfaces.NetworkIdentity` over the kernel of the host itself.
+"""Who answers on the wire, on this host: `migration.network_identity.NetworkIdentity` over the host's own kernel.
 
 Made by `agent.wiring`. Decides nothing: the coordinator says what happens when.
 """
@@ -9,8 +9,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from phaul.migration.facts import AddressFacts, ConnectionFacts
-from phaul.network import criu_locks, fence, neighbours
+from phaul.migration.facts import AddressFacts, ClaimFacts, ConnectionFacts
+from phaul.network import claims, criu_locks, fence, neighbours
 from phaul.network.addresses import HostAddresses
 
 log = structlog.get_logger(__name__)
@@ -49,6 +49,10 @@ class HostNetwork:
     async def fences(self) -> tuple[str, ...]:
         """Every migration that has a fence here, for cleaning up after a crash."""
         return await fence.list_fences()
+
+    async def claims(self, addresses: Sequence[AddressFacts]) -> tuple[ClaimFacts, ...]:
+        """Ask the network who has these addresses; takes a tenth of a second."""
+        return await claims.claims(addresses) if addresses else ()
 
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put the addresses on their devices, without duplicate address detection. All or none (`SwitchoverError`)."""

@@ -85,23 +85,23 @@ def announcements(mac: bytes, address: str) -> tuple[bytes, ...]:
     return (neighbour_advertisement(mac, parsed),)
 
 
-def announce(addresses: Sequence[AddressFacts]) -> tuple[str, ...]:
+def announce(addresses: Sequence[AddressFacts], *, at_once: bool = False) -> tuple[str, ...]:
     """Send the announcements of each address on its device, and give what could not be told, one sentence each.
 
     A device without Ethernet neighbours (loopback, tunnels) has nobody to tell and is passed over. Never blocks; is
-    called in the event loop's thread.
+    called in the event loop's thread, or with `at_once` in any other, where its sockets are then closed.
     """
     failures: list[str] = []
     for device in dict.fromkeys(each.device for each in addresses):
         here = [each.address for each in addresses if each.device == device]
         try:
-            _announce_on(device, here)
+            _announce_on(device, here, at_once=at_once)
         except OSError as error:
             failures.append(f"{', '.join(here)} could not be announced on {device}: {error.strerror or error}")
     return tuple(failures)
 
 
-def _announce_on(device: str, addresses: Sequence[str]) -> None:
+def _announce_on(device: str, addresses: Sequence[str], *, at_once: bool) -> None:
     # Protocol 0: the socket receives nothing, so that nothing piles up in it (packet(7)).
     raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
     try:
@@ -114,5 +114,8 @@ def _announce_on(device: str, addresses: Sequence[str]) -> None:
             for frame in announcements(mac, address):
                 raw.send(frame)
     finally:
-        close_later(raw)
+        if at_once:
+            raw.close()
+        else:
+            close_later(raw)
     log.debug("announce.sent", device=device, addresses=list(addresses))

@@ -171,7 +171,7 @@ def _socket_name(name: bytes) -> str:
 
 
 def unix_sockets() -> dict[int, UnixSocket]:
-    """Give every Unix socket of our own network namespace, by inode.
+    """Give every Unix socket of the network namespace that this thread is in, by inode.
 
     ``/proc/net/unix`` does not tell who is connected to whom; sock_diag does (net/unix/diag.c, Linux >= 3.3).
     """

@@ -10,6 +10,7 @@ import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
+from ipaddress import ip_address
 from pathlib import PurePosixPath
 
 from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem
@@ -271,10 +272,17 @@ def helper_ids_of(tree: TreeSnapshot) -> tuple[int, ...]:
     return tuple(sorted((needed - outside - tree.pids - {0}) | dead_of_proc(tree)))
 
 
+def addresses_of_others(tree: TreeSnapshot) -> tuple[str, ...]:
+    """Give the addresses that sockets of other processes of this host use by name."""
+    mine = socket_inodes(tree)
+    found = {each.local_address for inode, each in tree.internet.items() if inode not in mine}
+    return tuple(sorted(each for each in found if not ip_address(each).is_unspecified))
+
+
 def unix_names_of(tree: TreeSnapshot) -> tuple[str, ...]:
-    """Give the names that Unix sockets of the tree are bound to."""
-    names = {tree.unix[inode].name for inode in socket_inodes(tree) if inode in tree.unix}
-    return tuple(sorted(names - {""}))
+    """Give the names that Unix sockets of the tree are bound to; those without a path are of a network namespace."""
+    names = {tree.unix[inode].name for inode in socket_inodes(tree) if inode in tree.unix} - {""}
+    return tuple(sorted(name for name in names if not (tree.has_own_network and name.startswith("@"))))
 
 
 def bound_devices_of(tree: TreeSnapshot) -> tuple[str, ...]:

@@ -142,6 +142,7 @@ def inspect(root_pid: int) -> WorkloadFacts:
         unix_names=holdings.unix_names_of(tree),
         bound_devices=holdings.bound_devices_of(tree),
         security_label=tree.root.security_label,
+        addresses_of_others=holdings.addresses_of_others(tree),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field, replace
 
-from phaul.system import control_groups, procfs, sharing, sockets, sysv
+from phaul.system import control_groups, namespaces, procfs, sharing, sockets, sysv
 from phaul.system.procfs import Descriptor, Mapping, MountEntry, ProcessStat
 from phaul.system.sharing import Shared
 from phaul.system.sockets import InternetSocket, UnixSocket
@@ -79,6 +79,7 @@ class TreeSnapshot:
     tracees: dict[int, int] = field(default_factory=dict)  # outside the tree: who is traced, by whom of the tree
     semaphores: tuple[int, ...] = ()
     message_queues: tuple[int, ...] = ()
+    network_neighbours: tuple[int, ...] = ()  # who else is in a network namespace that is not the agent's
 
     @property
     def root(self) -> ProcessSnapshot:
@@ -117,13 +118,32 @@ def take(root_pid: int) -> TreeSnapshot:
     return replace(
         tree,
         internet=sockets.internet_sockets(root_pid),
-        unix={} if tree.has_own_network else sockets.unix_sockets(),
+        unix=_unix_sockets(tree),
         netlink_unread=sockets.netlink_unread(root_pid),
-        groups=() if tree.has_own_network else sockets.multicast_groups(root_pid),
+        groups=sockets.multicast_groups(root_pid),
+        network_neighbours=_network_neighbours(tree) if tree.has_own_network else (),
         tracees=_traced_by(tree.pids),
         semaphores=semaphores,
         message_queues=queues,
     )
+
+
+def _unix_sockets(tree: TreeSnapshot) -> dict[int, UnixSocket]:
+    if not tree.has_own_network:
+        return sockets.unix_sockets()
+    return namespaces.inside(namespaces.network_of(tree.root.pid), sockets.unix_sockets)
+
+
+def _network_neighbours(tree: TreeSnapshot) -> tuple[int, ...]:
+    mine = tree.root.namespaces.get("net")
+    found: list[int] = []
+    for pid in procfs.all_pids():
+        try:
+            if pid not in tree.pids and procfs.read_namespaces(pid).get("net") == mine:
+                found.append(pid)
+        except OSError:  # ended meanwhile
+            continue
+    return tuple(sorted(found))
 
 
 def _traced_by(pids: frozenset[int]) -> dict[int, int]:

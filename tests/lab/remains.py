@@ -16,9 +16,9 @@ from .witness import wait_until
 # One shell for all, since entering a host takes longer than any of them.
 LOOK = """
 nft list tables; echo --; iptables-save; ip6tables-save; echo --; ip -o addr show; echo --
-ip -o rule; ip -o route; ip -6 -o route
+ip -o rule; ip -o route; ip -6 -o route; echo --; ip -br link; echo --; ip netns list
 """
-TIDY_SECONDS = 10.0  # the destination announces its addresses again after 0.2 and 1 s
+TIDY_SECONDS = 10.0  # the destination announces its addresses for 0.8 s
 HISTORY = {"summary.json", "journal", "dump.log", "restore.log", "loading", "stats-dump", "stats-restore"}
 STATE = "/var/lib/phaul"
 
@@ -27,12 +27,14 @@ def look(host: Host) -> dict[str, list[str]]:
     """Give everything by kind, sorted."""
     agent = host.agent_pid
     assert agent is not None, f"the agent of {host.name} has ended"
-    tables, rules, addresses, routes = host.exec(["sh", "-c", LOOK]).stdout.split("--\n")
+    tables, rules, addresses, routes, links, networks = host.exec(["sh", "-c", LOOK]).stdout.split("--\n")
     return {
         "tables of nftables": sorted(tables.splitlines()),
         "rules of iptables": sorted(line for line in rules.splitlines() if line.startswith("-A")),
         "addresses": sorted(" ".join(re.sub(r"valid_lft.*", "", line).split()) for line in addresses.splitlines()),
         "routes and rules": sorted(" ".join(line.split()) for line in routes.splitlines()),
+        "network devices": sorted(line.split()[0].partition("@")[0] for line in links.splitlines()),
+        "named network namespaces": sorted(line.split()[0] for line in networks.splitlines()),
         "mounts": sorted(line.split()[4] for line in host.path(f"/proc/{agent}/mountinfo").read_text().splitlines()),
         "processes": _processes(host, agent),
         "descriptors of the agent": _descriptors(host, agent),

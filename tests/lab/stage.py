@@ -53,7 +53,7 @@ class Stage:
         number = next(FLOATING)
         self.ip4, self.ip6 = f"10.77.0.{number}/24", f"fd00:77::{number}/64"
         self._roots: list[int] = []
-        self._addresses: list[str] = []
+        self._addresses: list[tuple[str, str]] = []
         for host in lab.members:
             _set_up(host)
         self.before = {host: remains.look(host) for host in lab.hosts.values()}
@@ -73,24 +73,28 @@ class Stage:
     def clear(self) -> None:
         """End what was started and remove what was added, wherever that is by now."""
         try:
-            self._end_workloads()
+            self.clear_workloads()
             for host in self.lab.hosts.values():
                 _clear(host)
-            for address in self._addresses:
+            for address, device in self._addresses:
                 for host in self.lab.hosts.values():
-                    host.exec(["ip", "addr", "del", address, "dev", DEVICE], check=False)
+                    host.exec(["ip", "addr", "del", address, "dev", device], check=False)
         finally:
             self.witness.close()
+
+    def look_again(self) -> None:
+        """What stands on the hosts now is how they shall be at the end."""
+        self.before = {host: remains.look(host) for host in self.lab.hosts.values()}
 
     def other(self, host: Host) -> Host:
         """Give the other host."""
         return self.b if host is self.a else self.a
 
-    def add_address(self, address: str, host: Host | None = None) -> str:
+    def add_address(self, address: str, host: Host | None = None, device: str = DEVICE) -> str:
         """Put a floating address on a host (a); give it without its prefix length."""
-        self._addresses.append(address)
+        self._addresses.append((address, device))
         at_once = ["nodad"] if ":" in address else []
-        (host or self.a).exec(["ip", "addr", "add", address, "dev", DEVICE, *at_once])
+        (host or self.a).exec(["ip", "addr", "add", address, "dev", device, *at_once])
         return address.partition("/")[0]
 
     def has_address(self, host: Host, address: str) -> bool:
@@ -224,7 +228,8 @@ class Stage:
 
         wait_until(enough, "the blocks do not flow")
 
-    def _end_workloads(self) -> None:
+    def clear_workloads(self) -> None:
+        """End what was started, on whichever host it is."""
         for host in self.lab.hosts.values():
             for entry in host.path("/proc").iterdir():
                 stat = host.stat(int(entry.name)) if entry.name.isdigit() else None

@@ -16,7 +16,7 @@ from .witness import wait_until
 
 PORT, GREETING_PORT = 5000, 5001
 LONGEST_GAP_SECONDS = 3.0  # about 0.3 s is usual; more would be a connection that was forgotten
-ANNOUNCING_SECONDS = 1.5  # a destination announces what it took 0.2 and 1.2 s afterwards again
+ANNOUNCING_SECONDS = 1.5  # a destination announces what it took for 0.8 s
 KNOCKERS = 4
 ATTEMPTS = 20
 # A SYN that fell into the fence is sent again after 1 s; one that fell into two migrations after 3.

@@ -1,5 +1,7 @@
 """`python -m tests.soak` (`make soak`): 200 moves of a Redis under load, every fourth with a random fault.
 
+`--network` (`make soak-network`) moves connections of every kind of network instead; see `network`.
+
 Bounded to 20 minutes. Prints the seed, each fault and what became of it, and the account in the end; exits 1 when
 anything was lost, done twice or left behind. Needs root, and the lab.
 """
@@ -16,6 +18,7 @@ from phaul.errors import PhaulError
 from phaul.lab.cluster import Lab
 from phaul.lab.host import AGENT_LOG
 
+from . import network
 from .soak import FAULT_EVERY, Outcome, Soak
 
 MOVES = 200
@@ -28,6 +31,9 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description="a Redis moves back and forth for long")
     parser.add_argument("--moves", type=int, default=MOVES, help=f"how often ({MOVES})")
+    parser.add_argument(
+        "--network", action="store_true", help="connections of every kind of network instead of a Redis"
+    )
     parser.add_argument("--fault-every", type=int, default=FAULT_EVERY, help=f"one move in so many ({FAULT_EVERY})")
     parser.add_argument("--seed", type=int, help="draws the faults and their moments; a new one is printed")
     arguments = parser.parse_args()
@@ -49,10 +55,24 @@ def tell(outcome: Outcome, seconds: float) -> None:
         print("no value lost, no tick twice, nothing left behind")
 
 
+def soak_network(seed: int, moves: int) -> int:
+    """The soak of connections."""
+    with Lab.up(f"soak-{os.getpid()}") as lab:
+        outcome = network.run(lab, seed, moves, lambda line: print(line, flush=True), limit_seconds=LIMIT_SECONDS)
+    print(outcome.described())
+    for wrong in outcome.wrong:
+        print(f"WRONG: {wrong}")
+    if not outcome.wrong:
+        print("no reset, no block lost or doubled, no address claimed twice, nothing left behind")
+    return 1 if outcome.wrong else 0
+
+
 def main() -> int:
     """Soak; give the exit status."""
     arguments = parse_arguments()
     print(f"seed {arguments.seed}", flush=True)
+    if arguments.network:
+        return soak_network(arguments.seed, arguments.moves)
     began = time.monotonic()
     try:
         with Lab.up(f"soak-{os.getpid()}") as lab:

@@ -296,7 +296,11 @@ class SimPeer:
         return ""
 
     async def observe(
-        self, ids: Sequence[int], files: Sequence[FileFacts], hooks: Sequence[str] = ()
+        self,
+        ids: Sequence[int],
+        files: Sequence[FileFacts],
+        hooks: Sequence[str] = (),
+        addresses: Sequence[AddressFacts] = (),
     ) -> DestinationFacts:
         async def act() -> DestinationFacts:
             taken, seen, _ = await self._there.host.workload.observe(ids, files)

@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar, cast
 
 from phaul import __version__
 from phaul.errors import DumpError, PhaulError
+from phaul.lab.fake_links import FakeOwnNetworks
 from phaul.lab.fake_machine import AgentKilledError, FakeMachine, FakeTree, TreeState
 from phaul.lab.fakes import FakeHooks, FakeNetwork, FakeOutcomes, FakeThrottle, FakeWorkload
 from phaul.migration.arrivals import Arrivals
@@ -26,7 +27,9 @@ from phaul.migration.facts import (
     AddressRequest,
     HookFacts,
     HostFacts,
+    LinkFacts,
     MigrationRequest,
+    NetworkFacts,
 )
 from phaul.migration.hooks import AFTER_THE_DECISION, Stage
 from phaul.migration.host import Host
@@ -57,6 +60,8 @@ from tests.unit.crash_drivers import (
 )
 
 T = TypeVar("T")
+LINK = LinkFacts("eth0", "veth", "02:00:00:00:00:50", "vweb", "br0")
+NETWORK = NetworkFacts((LINK,), ("web",))
 
 HOOKED = (Stage.PRE_DUMP, Stage.SETUP_NAMESPACES, Stage.SWITCHOVER, *AFTER_THE_DECISION)
 
@@ -117,13 +122,15 @@ class SimHost:
         async def describe() -> HostFacts:
             return HostFacts(
                 self.name, __version__, "6.12.0", "x86_64", 4096, "4.2.1", "criu", (), 1 << 40, tuple(machine.local),
-                devices=("eth0",),
+                devices=("eth0", "br0"),
+                bridges=("br0",),
             )  # fmt: skip
 
         self.host = Host(
             FakeWorkload(machine),
             engine,
             network,
+            FakeOwnNetworks(machine),
             SimRooms(self),
             FakeThrottle(machine),
             FakeOutcomes(machine),
@@ -158,7 +165,8 @@ class SimHost:
 
     async def migrate(self) -> None:
         """Be the source."""
-        request = MigrationRequest(PID, "other", (AddressRequest(ADDRESS.address, ADDRESS.prefix_length),))
+        moving = () if self.world.own_network else (AddressRequest(ADDRESS.address, ADDRESS.prefix_length),)
+        request = MigrationRequest(PID, "other", moving)
         self.coordinator = Coordinator(MIGRATION, request, self.host, self._peer(), self, self.journals.of(MIGRATION))
         try:
             await self.coordinator.run()
@@ -206,10 +214,12 @@ class World:
     Args:
         plan: what goes wrong at which step.
         restart_after: steps after which a killed agent is started again, one for each death; then at once.
+        own_network: the workload is not reached by an address of its host, but by a link of its own.
     """
 
     plan: Mapping[int, Fault]
     restart_after: Sequence[int] = ()
+    own_network: bool = False
     now_seconds: float = 0.0
     count: int = 0
     cut: int = 0
@@ -219,8 +229,11 @@ class World:
 
     def __post_init__(self) -> None:
         self.source, self.destination = SimHost(self, "a"), SimHost(self, "b")
-        self.source.machine.trees[PID] = FakeTree(PID, b"")
-        self.source.machine.local.append(ADDRESS)
+        self.source.machine.trees[PID] = FakeTree(PID, b"", network=NETWORK if self.own_network else None)
+        if self.own_network:
+            self.source.machine.links = {LINK.outer}
+        else:
+            self.source.machine.local.append(ADDRESS)
         self._delays = iter(self.restart_after)
         self._restarts: list[tuple[int, int, SimHost]] = []
         self._sleepers: list[tuple[float, int, asyncio.Future[None]]] = []
@@ -275,10 +288,23 @@ class World:
         states = [host.machine.state(PID) for host in (self.source, self.destination)]
         if states.count(TreeState.RUNNING) > 1:
             self._violated("two copies run")
+        if self.own_network:
+            self._check_links()
         alive = [state for state in states if state not in (TreeState.DEAD, TreeState.UNFINISHED)]
         room = self.destination.rooms.get(MIGRATION)
         if not alive and not (room and room.complete):
             self._violated("no copy is left, and no images for one")
+
+    def _check_links(self) -> None:
+        """Nobody answers on the wire where another copy runs, nor do two."""
+        answering = [
+            host for host in (self.source, self.destination) if host.machine.links and not host.machine.link_fences
+        ]
+        if len(answering) > 1:
+            self._violated("two hosts answer on the wire")
+        for host in answering:
+            if self.other(host).machine.state(PID) is TreeState.RUNNING:
+                self._violated(f"{host.name} answers on the wire for a copy that runs on the other host")
 
     def _violated(self, what: str) -> NoReturn:
         self.violation = self.violation or ViolationError(what)
@@ -337,7 +363,10 @@ class World:
         if len(running) != 1:
             self._violated(f"{len(running)} copies run at the end")
         for host in (self.source, self.destination):
-            should_have = [ADDRESS] if host is running[0] else []
+            should_have = [ADDRESS] if host is running[0] and not self.own_network else []
+            links = {LINK.outer} if host is running[0] and self.own_network else set()
+            if host.machine.links != links or host.machine.link_fences:
+                self._violated(f"{host.name} has links {host.machine.links}, fences {host.machine.link_fences}")
             if host.machine.local != should_have:
                 self._violated(f"{host.name} has the addresses {host.machine.local}")
             if host.machine.fences or host.rooms:

@@ -286,7 +286,12 @@ def test_what_the_kernel_says_of_the_process_itself_is_judged(start: Start) -> N
     assert judged(whole) == []
     assert judged(replace(whole, tracer_pid=1)) == ["traced"]
     assert judged(replace(whole, namespaces=ours | {"mnt": 1, "ipc": 2})) == ["own_namespaces"]
-    assert judged(replace(whole, namespaces=ours | {"net": 1})) == ["own_network_namespace"]
+    alone = replace(whole, namespaces=ours | {"net": 1})
+    assert judged(alone) == []
+    parted = snapshot.TreeSnapshot((whole, alone), ours)
+    assert [each.code for each in obstacles.obstacles_of(parted, lambda *_: {})] == ["own_network_namespace"]
+    shared = snapshot.TreeSnapshot((alone,), ours, network_neighbours=(1,))
+    assert [each.code for each in obstacles.obstacles_of(shared, lambda *_: {})] == ["network_namespace_shared"]
     assert judged(replace(whole, namespaces=ours | {"uts": 1, "cgroup": 1})) == []
     other = snapshot.TreeSnapshot((replace(whole, namespaces=ours | {"mnt": 1}),), ours)
     assert holdings.files_of(other) == ((), ())  # paths of another mount namespace would be misread

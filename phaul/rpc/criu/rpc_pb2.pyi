@@ -5,8 +5,10 @@ The part of CRIU's RPC that phaul speaks over `criu swrk`, by the field numbers 
 (https://criu.org/RPC). A field that is not listed here is one that phaul does not use.
 """
 
+from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
+from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
@@ -108,6 +110,7 @@ class Options(_message.Message):
     TRACK_MEM_FIELD_NUMBER: _builtins.int
     WORK_DIR_FD_FIELD_NUMBER: _builtins.int
     LINK_REMAP_FIELD_NUMBER: _builtins.int
+    EXTERNAL_FIELD_NUMBER: _builtins.int
     TCP_SKIP_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     LAZY_PAGES_FIELD_NUMBER: _builtins.int
     NETWORK_LOCK_FIELD_NUMBER: _builtins.int
@@ -128,6 +131,8 @@ class Options(_message.Message):
     network_lock: Global___NetworkLock.ValueType
     @_builtins.property
     def ps(self) -> Global___PageServer: ...
+    @_builtins.property
+    def external(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -144,13 +149,14 @@ class Options(_message.Message):
         track_mem: _builtins.bool | None = ...,
         work_dir_fd: _builtins.int | None = ...,
         link_remap: _builtins.bool | None = ...,
+        external: _abc.Iterable[_builtins.str] | None = ...,
         tcp_skip_in_flight: _builtins.bool | None = ...,
         lazy_pages: _builtins.bool | None = ...,
         network_lock: Global___NetworkLock.ValueType | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -355,6 +355,110 @@ class ConnectionFacts(_message.Message):
 Global___ConnectionFacts: _TypeAlias = ConnectionFacts  # noqa: Y015
 
 @_typing.final
+class LinkFacts(_message.Message):
+    """A device of a workload's own network namespace by which it is connected."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    KIND_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
+    OUTER_FIELD_NUMBER: _builtins.int
+    BRIDGE_FIELD_NUMBER: _builtins.int
+    MTU_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    OUTER_INDEX_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    kind: _builtins.str
+    """"veth" or "macvlan" """
+    mac: _builtins.str
+    outer: _builtins.str
+    """on the host: the other end of a veth pair, or the device that a macvlan stands on"""
+    bridge: _builtins.str
+    mtu: _builtins.int
+    outer_index: _builtins.int
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        kind: _builtins.str = ...,
+        mac: _builtins.str = ...,
+        outer: _builtins.str = ...,
+        bridge: _builtins.str = ...,
+        mtu: _builtins.int = ...,
+        addresses: _abc.Iterable[_builtins.str] | None = ...,
+        outer_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bridge", b"bridge", "kind", b"kind", "mac", b"mac", "mtu", b"mtu", "name", b"name", "outer", b"outer", "outer_index", b"outer_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LinkFacts: _TypeAlias = LinkFacts  # noqa: Y015
+
+@_typing.final
+class SettingFacts(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    VALUE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    value: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        value: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "value", b"value"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SettingFacts: _TypeAlias = SettingFacts  # noqa: Y015
+
+@_typing.final
+class NetworkFacts(_message.Message):
+    """A network namespace that a workload has for itself, as far as CRIU does not carry it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: _builtins.int
+    NAMES_FIELD_NUMBER: _builtins.int
+    SETTINGS_FIELD_NUMBER: _builtins.int
+    PROBLEMS_FIELD_NUMBER: _builtins.int
+    INODE_FIELD_NUMBER: _builtins.int
+    inode: _builtins.int
+    @_builtins.property
+    def links(self) -> _containers.RepeatedCompositeFieldContainer[Global___LinkFacts]: ...
+    @_builtins.property
+    def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def settings(self) -> _containers.RepeatedCompositeFieldContainer[Global___SettingFacts]: ...
+    @_builtins.property
+    def problems(self) -> _containers.RepeatedCompositeFieldContainer[Global___Problem]: ...
+    def __init__(
+        self,
+        *,
+        links: _abc.Iterable[Global___LinkFacts] | None = ...,
+        names: _abc.Iterable[_builtins.str] | None = ...,
+        settings: _abc.Iterable[Global___SettingFacts] | None = ...,
+        problems: _abc.Iterable[Global___Problem] | None = ...,
+        inode: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inode", b"inode", "links", b"links", "names", b"names", "problems", b"problems", "settings", b"settings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkFacts: _TypeAlias = NetworkFacts  # noqa: Y015
+
+@_typing.final
 class WorkloadFacts(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -375,6 +479,8 @@ class WorkloadFacts(_message.Message):
     UNIX_NAMES_FIELD_NUMBER: _builtins.int
     BOUND_DEVICES_FIELD_NUMBER: _builtins.int
     SECURITY_LABEL_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
+    ADDRESSES_OF_OTHERS_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     memory_bytes: _builtins.int
     needs_shell_job: _builtins.bool
@@ -400,6 +506,10 @@ class WorkloadFacts(_message.Message):
     def unix_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def bound_devices(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def network(self) -> Global___NetworkFacts: ...
+    @_builtins.property
+    def addresses_of_others(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -420,10 +530,12 @@ class WorkloadFacts(_message.Message):
         unix_names: _abc.Iterable[_builtins.str] | None = ...,
         bound_devices: _abc.Iterable[_builtins.str] | None = ...,
         security_label: _builtins.str = ...,
+        network: Global___NetworkFacts | None = ...,
+        addresses_of_others: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["bound_devices", b"bound_devices", "capabilities", b"capabilities", "connections", b"connections", "files", b"files", "has_own_network", b"has_own_network", "helper_ids", b"helper_ids", "huge_page_bytes", b"huge_page_bytes", "memory_bytes", b"memory_bytes", "most_mappings", b"most_mappings", "most_open_files", b"most_open_files", "needs_shell_job", b"needs_shell_job", "problems", b"problems", "root_pid", b"root_pid", "security_label", b"security_label", "tasks", b"tasks", "terminals", b"terminals", "unix_names", b"unix_names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_of_others", b"addresses_of_others", "bound_devices", b"bound_devices", "capabilities", b"capabilities", "connections", b"connections", "files", b"files", "has_own_network", b"has_own_network", "helper_ids", b"helper_ids", "huge_page_bytes", b"huge_page_bytes", "memory_bytes", b"memory_bytes", "most_mappings", b"most_mappings", "most_open_files", b"most_open_files", "needs_shell_job", b"needs_shell_job", "network", b"network", "problems", b"problems", "root_pid", b"root_pid", "security_label", b"security_label", "tasks", b"tasks", "terminals", b"terminals", "unix_names", b"unix_names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -478,6 +590,9 @@ class HostFacts(_message.Message):
     FREE_HUGE_PAGE_BYTES_FIELD_NUMBER: _builtins.int
     SECURITY_MODULES_FIELD_NUMBER: _builtins.int
     MOST_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    BRIDGES_FIELD_NUMBER: _builtins.int
+    MACS_FIELD_NUMBER: _builtins.int
+    NETWORK_NAMES_FIELD_NUMBER: _builtins.int
     host_name: _builtins.str
     phaul_version: _builtins.str
     kernel_release: _builtins.str
@@ -505,6 +620,12 @@ class HostFacts(_message.Message):
     def cpu_features(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def security_modules(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def bridges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def network_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
@@ -528,10 +649,13 @@ class HostFacts(_message.Message):
         free_huge_page_bytes: _builtins.int = ...,
         security_modules: _abc.Iterable[_builtins.str] | None = ...,
         most_memory_bytes: _builtins.int = ...,
+        bridges: _abc.Iterable[_builtins.str] | None = ...,
+        macs: _abc.Iterable[_builtins.str] | None = ...,
+        network_names: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "most_memory_bytes", b"most_memory_bytes", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "bridges", b"bridges", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "macs", b"macs", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "most_memory_bytes", b"most_memory_bytes", "network_names", b"network_names", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -568,15 +692,42 @@ class Occupancy(_message.Message):
 Global___Occupancy: _TypeAlias = Occupancy  # noqa: Y015
 
 @_typing.final
+class ClaimFacts(_message.Message):
+    """Somebody on the network says that it has an address."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
+    address: _builtins.str
+    mac: _builtins.str
+    def __init__(
+        self,
+        *,
+        address: _builtins.str = ...,
+        mac: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "mac", b"mac"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ClaimFacts: _TypeAlias = ClaimFacts  # noqa: Y015
+
+@_typing.final
 class DestinationFacts(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    CLAIMS_FIELD_NUMBER: _builtins.int
     HOST_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     TAKEN_IDS_FIELD_NUMBER: _builtins.int
     LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
     OCCUPIED_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimFacts]: ...
     @_builtins.property
     def host(self) -> Global___HostFacts: ...
     @_builtins.property
@@ -594,6 +745,7 @@ class DestinationFacts(_message.Message):
     def __init__(
         self,
         *,
+        claims: _abc.Iterable[Global___ClaimFacts] | None = ...,
         host: Global___HostFacts | None = ...,
         files: _abc.Iterable[Global___FileFacts] | None = ...,
         taken_ids: _abc.Iterable[_builtins.int] | None = ...,
@@ -603,7 +755,7 @@ class DestinationFacts(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "occupied", b"occupied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "hooks", b"hooks", "host", b"host", "local_addresses", b"local_addresses", "occupied", b"occupied", "taken_ids", b"taken_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "files", b"files", "hooks", b"hooks", "host", b"host", "local_addresses", b"local_addresses", "occupied", b"occupied", "taken_ids", b"taken_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -650,6 +802,7 @@ class MigrationRequest(_message.Message):
     MAX_DOWNTIME_SECONDS_FIELD_NUMBER: _builtins.int
     MAX_ROUNDS_FIELD_NUMBER: _builtins.int
     ON_STALL_FIELD_NUMBER: _builtins.int
+    AUTO_ADDRESSES_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
@@ -667,6 +820,8 @@ class MigrationRequest(_message.Message):
     max_rounds: _builtins.int
     """of pre-copy; 0: not said"""
     on_stall: Global___OnStall.ValueType
+    auto_addresses: _builtins.bool
+    """move also those that the workload uses and nobody else does"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRequest]: ...
     @_builtins.property
@@ -688,11 +843,12 @@ class MigrationRequest(_message.Message):
         max_downtime_seconds: _builtins.float = ...,
         max_rounds: _builtins.int = ...,
         on_stall: Global___OnStall.ValueType = ...,
+        auto_addresses: _builtins.bool = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -708,6 +864,7 @@ class CheckReport(_message.Message):
     PROBLEMS_FIELD_NUMBER: _builtins.int
     FINE_FIELD_NUMBER: _builtins.int
     EXPECTED_DOWNTIME_US_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     SOURCE_HOOKS_FIELD_NUMBER: _builtins.int
     DESTINATION_HOOKS_FIELD_NUMBER: _builtins.int
     expected_downtime_us: _builtins.int
@@ -722,6 +879,10 @@ class CheckReport(_message.Message):
     @_builtins.property
     def fine(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
+    def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRequest]:
+        """that would move"""
+
+    @_builtins.property
     def source_hooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HookFacts]: ...
     @_builtins.property
     def destination_hooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HookFacts]: ...
@@ -734,12 +895,13 @@ class CheckReport(_message.Message):
         problems: _abc.Iterable[Global___Problem] | None = ...,
         fine: _abc.Iterable[_builtins.str] | None = ...,
         expected_downtime_us: _builtins.int = ...,
+        addresses: _abc.Iterable[Global___AddressRequest] | None = ...,
         source_hooks: _abc.Iterable[Global___HookFacts] | None = ...,
         destination_hooks: _abc.Iterable[Global___HookFacts] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "source", b"source", "workload", b"workload"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["destination", b"destination", "destination_hooks", b"destination_hooks", "expected_downtime_us", b"expected_downtime_us", "fine", b"fine", "problems", b"problems", "source", b"source", "source_hooks", b"source_hooks", "workload", b"workload"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "destination", b"destination", "destination_hooks", b"destination_hooks", "expected_downtime_us", b"expected_downtime_us", "fine", b"fine", "problems", b"problems", "source", b"source", "source_hooks", b"source_hooks", "workload", b"workload"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -70,6 +70,7 @@ class ObserveRequest(_message.Message):
     IDS_FIELD_NUMBER: _builtins.int
     FILES_FIELD_NUMBER: _builtins.int
     PHAUL_VERSION_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
     phaul_version: _builtins.str
     @_builtins.property
@@ -81,6 +82,10 @@ class ObserveRequest(_message.Message):
         """paths to look at; as the source sees them"""
 
     @_builtins.property
+    def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AddressFacts]:
+        """that may move, with the device of the destination: who claims them?"""
+
+    @_builtins.property
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """paths of action scripts that the person has named"""
 
@@ -90,11 +95,12 @@ class ObserveRequest(_message.Message):
         ids: _abc.Iterable[_builtins.int] | None = ...,
         files: _abc.Iterable[_facts_pb2.FileFacts] | None = ...,
         phaul_version: _builtins.str = ...,
+        addresses: _abc.Iterable[_facts_pb2.AddressFacts] | None = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "hooks", b"hooks", "ids", b"ids", "phaul_version", b"phaul_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "files", b"files", "hooks", b"hooks", "ids", b"ids", "phaul_version", b"phaul_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -117,6 +123,7 @@ class PrepareRequest(_message.Message):
     SOURCE_NAME_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
+    NETWORK_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     source_host: _builtins.str
     root_pid: _builtins.int
@@ -140,6 +147,10 @@ class PrepareRequest(_message.Message):
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """paths of action scripts that the person has named"""
 
+    @_builtins.property
+    def network(self) -> _facts_pb2.NetworkFacts:
+        """the workload's own, with the names that its outer ends shall have"""
+
     def __init__(
         self,
         *,
@@ -156,10 +167,11 @@ class PrepareRequest(_message.Message):
         source_name: _builtins.str = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
         destination_host: _builtins.str = ...,
+        network: _facts_pb2.NetworkFacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "destination_host", b"destination_host", "hooks", b"hooks", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_name", b"source_name", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "destination_host", b"destination_host", "hooks", b"hooks", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "network", b"network", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_name", b"source_name", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -21,11 +21,19 @@ CAP_SYS_RESOURCE = 1 << 24
 
 def namespaces(tree: TreeSnapshot) -> Iterator[Problem]:
     """Namespaces of their own."""
-    if tree.has_own_network:
+    elsewhere = next((each for each in tree.processes if differs(each, tree.root.namespaces, "net")), None)
+    if elsewhere is not None:
         yield Problem(
             "own_network_namespace",
-            f"{tree.root.name} lives in a network namespace of its own, which phaul cannot move yet.",
-            "Start it in the host's network namespace (for a systemd unit: without PrivateNetwork=).",
+            f"{elsewhere.name} lives in another network namespace than {tree.root.name}, and phaul moves but one.",
+            "Migrate each of them for itself, or start them in the same network namespace.",
+        )
+    if tree.network_neighbours:
+        others = named(list(tree.network_neighbours))
+        yield Problem(
+            "network_namespace_shared",
+            f"The network namespace of {tree.root.name} has {others} in it as well, which would be left without links.",
+            "End them (a shell of `ip netns exec` is one, too), or migrate the tree that holds them all.",
         )
     for process in tree.processes:
         found = [words for name, words in OWN_NAMESPACES.items() if differs(process, tree.agent_namespaces, name)]

@@ -1,5 +1,5 @@
 """A network of its own."""
-# answer: refused own_network_namespace
+# answer: moves
 
 from .life import NEW_NETWORK, live, unshare
 

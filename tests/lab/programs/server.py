@@ -75,7 +75,10 @@ class Server:
 
     def _listen(self, address: str, port: int, kind: str) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        listener = socket.create_server((address, port), family=family, backlog=self._arguments.backlog)
+        both = self._arguments.dual_stack and family == socket.AF_INET6
+        listener = socket.create_server(
+            (address, port), family=family, backlog=self._arguments.backlog, dualstack_ipv6=both
+        )
         listener.setblocking(False)
         if self._accepting or kind == "ask":
             self._selector.register(listener, selectors.EVENT_READ, kind)
@@ -182,6 +185,7 @@ def main() -> None:
     parser.add_argument("client")
     parser.add_argument("tick_port", type=int)
     parser.add_argument("--listen", nargs=2, action="append", default=[], metavar=("ADDRESS", "PORT"))
+    parser.add_argument("--dual-stack", action="store_true", help="--listen :: takes IPv4 as well")
     parser.add_argument("--greet", nargs=2, action="append", default=[], metavar=("ADDRESS", "PORT"))
     parser.add_argument("--hang-up", action="store_true", help="do so first on the --greet addresses")
     parser.add_argument("--ask", type=int, default=7900)

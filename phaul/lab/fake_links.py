@@ -1,0 +1,65 @@
+"""The network namespaces of a made-up machine's workloads: links that are connected or not, and fences around them.
+
+Used by `lab.fakes` and by the crash model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from phaul.lab.fake_machine import FakeMachine
+from phaul.migration.facts import LinkFacts, NetworkFacts, SettingFacts
+
+
+class FakeOwnNetworks:
+    """`OwnNetworks` on a machine: links are names, of which each is connected or not."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        self._machine = machine
+
+    async def look(self, root_pid: int) -> NetworkFacts:
+        """What the tree was given."""
+        return self._machine.trees[root_pid].network or NetworkFacts()
+
+    async def fence(self, migration_id: str, links: Sequence[LinkFacts]) -> None:
+        """Raise a fence."""
+        self._machine.act("own_networks.fence")
+        self._machine.link_fences[migration_id] = tuple(links)
+
+    async def unfence(self, migration_id: str) -> None:
+        """Lift it."""
+        self._machine.act("own_networks.unfence")
+        self._machine.link_fences.pop(migration_id, None)
+
+    async def fill(self, root_pid: int, settings: Sequence[SettingFacts]) -> tuple[str, ...]:
+        """All are taken."""
+        self._machine.act("own_networks.fill")
+        return ()
+
+    async def connect(self, links: Sequence[LinkFacts]) -> None:
+        """They stand on the machine from here on."""
+        self._machine.act("own_networks.connect")
+        self._machine.links |= {each.outer for each in links}
+
+    async def name(self, root_pid: int, names: Sequence[str]) -> None:
+        """Note them."""
+        self._machine.act("own_networks.name")
+
+    async def cut(self, root_pid: int, network: NetworkFacts) -> None:
+        """None of them is left."""
+        self._machine.act("own_networks.cut")
+        self._machine.links -= {each.outer for each in network.links}
+
+    async def forget(self, migration_id: str, network: NetworkFacts) -> None:
+        """None is left of those behind the fence."""
+        self._machine.act("own_networks.forget")
+        self._machine.links -= {each.outer for each in self._machine.link_fences.get(migration_id, ())}
+
+    async def announce(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
+        """Note it."""
+        self._machine.act("own_networks.announce")
+        self._machine.announced += [address for each in links for address in each.addresses]
+
+    async def remove_engine_locks(self, root_pid: int) -> None:
+        """There are none."""
+        self._machine.act("own_networks.remove_engine_locks")

@@ -1,0 +1,185 @@
+"""`migration.own_network.OwnNetworks` on this host's kernel: what connects workloads that have a network of their own.
+
+Made by `agent.wiring`. Decides nothing: `migration.wire` says what happens when. Keeps nothing between two calls but
+what stands in the kernel: fences by their migration, links by their name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import re
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import structlog
+from pyroute2 import AsyncIPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from phaul.errors import PhaulError, SwitchoverError
+from phaul.migration.facts import AddressFacts, LinkFacts, NetworkFacts, SettingFacts
+from phaul.network import link_fence, neighbours
+from phaul.network.own_network import host_links, look
+from phaul.system.namespaces import NAMED, inside, network_names, network_of
+from phaul.system.process import CommandError, run
+
+log = structlog.get_logger(__name__)
+
+VANISH_SECONDS = 5.0  # for the kernel to take down a namespace that nobody is in any more
+LOOK_SECONDS = 0.02
+IFF_UP = 1
+
+_CRIU_TABLE = re.compile(r"table inet (CRIU-[0-9A-Za-z-]+)")
+
+
+class HostOwnNetworks:
+    """`OwnNetworks` of this host."""
+
+    async def look(self, root_pid: int) -> NetworkFacts:
+        """Say how the namespace of a process is connected."""
+        return await look(root_pid)
+
+    async def fence(self, migration_id: str, links: Sequence[LinkFacts]) -> None:
+        """Drop every frame from and to them, in 5 to 20 ms."""
+        if links:
+            await link_fence.engage(migration_id, links)
+
+    async def unfence(self, migration_id: str) -> None:
+        """Lift the fence in about a millisecond."""
+        await link_fence.release(migration_id)
+
+    async def fill(self, root_pid: int, settings: Sequence[SettingFacts]) -> tuple[str, ...]:
+        """Write what is not as it should be."""
+        refused = await asyncio.to_thread(_write_settings, root_pid, tuple(settings))
+        if refused:
+            log.warning("own_network.settings_refused", root_pid=root_pid, settings=refused)
+        return refused
+
+    async def connect(self, links: Sequence[LinkFacts]) -> None:
+        """Put the outer ends on their bridges, and up. One that is there stays so."""
+        async with AsyncIPRoute() as kernel:
+            for link in links:
+                if link.kind == "veth":
+                    await _connect(kernel, link)
+
+    async def name(self, root_pid: int, names: Sequence[str]) -> None:
+        """Give the namespace its names, as ``ip netns attach`` does."""
+        if not names:
+            return
+        inode = network_of(root_pid).stat().st_ino
+        known = network_names()
+        for name in names:
+            if known.get(name) != inode:
+                await run(["ip", "netns", "attach", name, str(root_pid)])
+
+    async def cut(self, root_pid: int, network: NetworkFacts) -> None:
+        """Remove macvlans inside, while somebody is there to lead inside, and the outer ends that nobody uses."""
+        await _remove_inner_ends(network_of(root_pid), network.links)
+        names = {link.outer for link in network.links if link.kind == "veth"}
+        deadline = time.monotonic() + VANISH_SECONDS
+        async with AsyncIPRoute() as kernel:
+            while names:
+                there = [each async for each in await kernel.link("dump") if each.get_attr("IFLA_IFNAME") in names]
+                for each in there:
+                    # As the engine makes them. One that was connected goes when its namespace does.
+                    if not each["flags"] & IFF_UP and not each.get_attr("IFLA_MASTER"):
+                        await _delete(kernel, each["index"])
+                names = {each.get_attr("IFLA_IFNAME") for each in there}
+                if names and time.monotonic() > deadline:
+                    raise SwitchoverError(f"{', '.join(sorted(names))} is still there, and in use")
+                await asyncio.sleep(LOOK_SECONDS if names else 0)
+
+    async def forget(self, migration_id: str, network: NetworkFacts) -> None:
+        """Remove what stands behind the fence of a migration whose tree is dead, and the names of its namespace."""
+        if network.links and not await link_fence.stands(migration_id):
+            return
+        named = [name for name, inode in network_names().items() if name in network.names and inode == network.inode]
+        for name in named[:1]:
+            await _remove_inner_ends(NAMED / name, network.links)
+        indexes = {(link.outer, link.outer_index) for link in network.links if link.kind == "veth"}
+        async with AsyncIPRoute() as kernel:
+            for each in await host_links():
+                if (each.name, each.index) in indexes:
+                    await _delete(kernel, each.index)
+        for name in named:
+            await run(["ip", "netns", "delete", name])
+
+    async def announce(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
+        """Tell the neighbours, once each, from inside. What could not be told is logged."""
+        addresses = tuple(
+            AddressFacts(address, int(prefix), link.name)
+            for link in links
+            for address, _, prefix in (each.partition("/") for each in link.addresses)
+        )
+        if not addresses:
+            return
+        try:
+            failures = await asyncio.to_thread(
+                inside, network_of(root_pid), lambda: neighbours.announce(addresses, at_once=True)
+            )
+        except OSError as error:
+            failures = (f"the workload's network namespace could not be entered: {error.strerror or error}",)
+        for failure in failures:
+            log.warning("announce.failed", reason=failure)
+
+    async def remove_engine_locks(self, root_pid: int) -> None:
+        """Remove CRIU's tables from the namespace of a process, if it still has one."""
+        if not network_of(root_pid).exists():
+            return
+        enter = ["nsenter", f"--net={network_of(root_pid)}", "nft"]
+        try:
+            listing = await run([*enter, "list", "tables"])
+        except CommandError:
+            return  # it ended meanwhile
+        for line in listing.stdout.splitlines():
+            if match := _CRIU_TABLE.fullmatch(line.strip()):
+                await run([*enter, "delete", "table", "inet", match[1]], check=False)
+
+
+def _write_settings(root_pid: int, settings: Sequence[SettingFacts]) -> tuple[str, ...]:
+    def write() -> tuple[str, ...]:
+        refused: list[str] = []
+        for setting in settings:
+            path = Path("/proc/sys") / setting.name
+            try:
+                if path.read_text().rstrip("\n") != setting.value:
+                    path.write_text(setting.value)
+            except OSError as error:
+                if error.errno != errno.ENOENT:  # of a device that is not there yet, or of a module that is not loaded
+                    refused.append(f"{setting.name}: {error.strerror}")
+        return tuple(refused)
+
+    try:
+        return inside(network_of(root_pid), write)
+    except OSError as error:
+        return (f"{error.filename}: {error.strerror}",)
+
+
+async def _connect(kernel: AsyncIPRoute, link: LinkFacts) -> None:
+    try:
+        (outer,) = await kernel.link_lookup(ifname=link.outer)
+        (bridge,) = await kernel.link_lookup(ifname=link.bridge)
+        # A port first and up then: in between, what comes out of it reaches nobody.
+        await kernel.link("set", index=outer, mtu=link.mtu, master=bridge)
+        await kernel.link("set", index=outer, state="up")
+    except (NetlinkError, OSError, ValueError) as error:
+        raise SwitchoverError(
+            f"{link.outer} could not be put on the bridge {link.bridge}: {error}",
+            hint=f"`ip link set {link.outer} master {link.bridge} up` connects it.",
+        ) from error
+
+
+async def _delete(kernel: AsyncIPRoute, index: int) -> None:
+    try:
+        await kernel.link("del", index=index)
+    except NetlinkError as error:
+        if error.code != errno.ENODEV:
+            raise PhaulError(f"a network device could not be removed: {error}") from error
+
+
+async def _remove_inner_ends(namespace: Path, links: Sequence[LinkFacts]) -> None:
+    for link in links:
+        if link.kind == "macvlan":
+            # Without a check: nobody is there any more, or it is gone.
+            await run(["nsenter", f"--net={namespace}", "ip", "link", "delete", "dev", link.name], check=False)

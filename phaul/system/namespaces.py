@@ -1,0 +1,71 @@
+"""Do something inside the network namespace of another process, without a child process.
+
+Called by `workloads` and `network`. A thread of its own goes there and ends there, so that no other thread of the agent
+is ever in another namespace than the agent.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+
+CLONE_NEWNET = 0x40000000  # linux/sched.h
+NAMED = Path("/run/netns")  # where `ip netns` keeps namespaces that it has given a name (ip-netns(8))
+
+_libc = ctypes.CDLL(None, use_errno=True)  # os.setns came with Python 3.12
+
+
+def inside(namespace: str | Path, act: Callable[[], T]) -> T:
+    """Call `act` in a network namespace, given by a path like ``/proc/PID/ns/net``; give what it gives. Blocks.
+
+    Sockets that `act` opens stay in that namespace, and ``/proc/sys/net`` is that of it. Raises what `act` raises, and
+    `OSError` where the namespace cannot be entered.
+    """
+    results: list[T] = []
+    failures: list[BaseException] = []
+
+    def enter() -> None:
+        try:
+            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                if _libc.setns(descriptor, CLONE_NEWNET):
+                    number = ctypes.get_errno()
+                    raise OSError(number, os.strerror(number), str(namespace))
+            finally:
+                os.close(descriptor)
+            results.append(act())
+        except BaseException as error:  # noqa: BLE001 # handed on to the caller
+            failures.append(error)
+
+    thread = threading.Thread(target=enter, name="in another namespace", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return results[0]
+
+
+def network_of(pid: int) -> Path:
+    """Give the path of the network namespace of a process."""
+    return Path(f"/proc/{pid}/ns/net")
+
+
+def network_names() -> dict[str, int]:
+    """Give the named network namespaces of this host with their inodes; a name that leads nowhere has 0."""
+    try:
+        entries = list(NAMED.iterdir())
+    except FileNotFoundError:
+        return {}
+    found: dict[str, int] = {}
+    for entry in entries:
+        try:
+            found[entry.name] = entry.stat().st_ino if entry.is_mount() else 0
+        except OSError:
+            found[entry.name] = 0
+    return found
