@@ -22,22 +22,22 @@ CASES = 10_000
 SHOWN_STEPS = 150
 
 
-def play(plan: dict[int, Fault], restart_after: list[int], *, lazily: bool = False, own_network: bool = False) -> World:
+def play(plan: dict[int, Fault], restart_after: list[int], *, lazily: bool = False) -> World:
     """Run one world; a violation shows how it came about. `lazily`: the copy runs before its pages are loaded."""
-    world = World(plan, restart_after, own_network)
+    world = World(plan, restart_after)
     try:
         with mock.patch("phaul.migration.lazy.helps", lambda *_: lazily):
             asyncio.run(world.run())
     except ViolationError as violation:
         steps = "\n".join(world.trace[:SHOWN_STEPS])
         raise AssertionError(
-            f"{violation}\nplan {plan} restarts {restart_after} lazily {lazily} own network {own_network}\n{steps}"
+            f"{violation}\nplan {plan} restarts {restart_after} lazily {lazily}\n{steps}"
         ) from violation
     return world
 
 
-def steps_without_faults(*, lazily: bool = False, own_network: bool = False) -> int:
-    return play({}, [], lazily=lazily, own_network=own_network).count
+def steps_without_faults(*, lazily: bool) -> int:
+    return play({}, [], lazily=lazily).count
 
 
 @pytest.mark.parametrize("lazily", [False, True])
@@ -58,14 +58,6 @@ def test_every_single_fault_at_every_step(fault: Fault, *, lazily: bool) -> None
             play({step: fault}, [delay], lazily=lazily)
 
 
-@pytest.mark.parametrize("fault", [Fault.KILL_SOURCE, Fault.KILL_DESTINATION, Fault.KILL_DESTINATION_AND_CRIU])
-def test_every_single_fault_with_a_network_of_its_own(fault: Fault) -> None:
-    """Never do two hosts answer on the wire, and no link, fence or name is left in the end."""
-    for step in range(steps_without_faults(own_network=True)):
-        for delay in (0, 1000):
-            play({step: fault}, [delay], own_network=True)
-
-
 def test_an_agent_that_dies_with_its_criu_and_again_in_the_next_life() -> None:
     """The second copy may be one that no record names yet."""
     fault = Fault.KILL_DESTINATION_AND_CRIU
@@ -79,9 +71,6 @@ def test_an_agent_that_dies_with_its_criu_and_again_in_the_next_life() -> None:
     plan=st.dictionaries(st.integers(0, 110), st.sampled_from(Fault), max_size=6),
     restart_after=st.lists(st.integers(0, 40), max_size=6),
     lazily=st.booleans(),
-    own_network=st.booleans(),
 )
-def test_any_faults_together(
-    plan: dict[int, Fault], restart_after: list[int], *, lazily: bool, own_network: bool
-) -> None:
-    play(plan, restart_after, lazily=lazily, own_network=own_network)
+def test_any_faults_together(plan: dict[int, Fault], restart_after: list[int], *, lazily: bool) -> None:
+    play(plan, restart_after, lazily=lazily)
