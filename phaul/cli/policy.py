@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from rich.text import Text
 
 from phaul.cli import options
 from phaul.cli.console import clean, make_console
@@ -81,7 +82,8 @@ async def _show(path: Path, json_output: bool) -> int:
     console = make_console()
     console.print(clean(report.path) if report.exists else f"There is no {clean(report.path)}: this is the default.")
     if report.problem:
-        console.print(f"[bold red]The file as it is now is not in force[/]: {clean(report.problem)}", soft_wrap=True)
+        said = Text("The file as it is now is not in force: ", style="bold red")
+        console.print(said.append(clean(report.problem), style="not bold"), soft_wrap=True)
     console.print(_table(policy))
     console.print(f"Who did what is in {clean(report.audit_log)} (`phaul audit`).", soft_wrap=True)
     return 1 if report.problem else 0
