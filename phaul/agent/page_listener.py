@@ -11,6 +11,7 @@ import contextlib
 import hmac
 import secrets
 import socket
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +20,16 @@ import structlog
 
 from phaul.agent.strangers import Strangers
 from phaul.errors import TransferError
+from phaul.migration.page_images import HashedImage, PageImage, Runs
+from phaul.migration.reception import ReceivedPages
 from phaul.observe.seldom import Seldom
+from phaul.system.memory import page_size_bytes
+from phaul.transfer import page_digests
 from phaul.transfer.page_channel import ACCEPTED, TOKEN_BYTES
 from phaul.transfer.page_receiver import PageReceiver
 from phaul.transfer.page_store import PagemapEncoder, PageStore, Received, forget_rounds
 from phaul.transfer.page_stream import PageStream
+from phaul.transfer.spare_room import SpareRoom
 from phaul.transfer.wire import SealedWire, Side, Wire, channel_name
 
 log = structlog.get_logger(__name__)
@@ -42,6 +48,7 @@ class ExpectedPages:
     directory: Path
     limit_bytes: int
     received: asyncio.Future[Received]
+    spare: SpareRoom | None = None
     receiver: PageReceiver | None = field(default=None)
     cancelled: bool = False
     free: asyncio.Event = field(default_factory=asyncio.Event)  # nobody writes into the directory
@@ -74,8 +81,15 @@ class ExpectedPages:
         await self.free.wait()
         await asyncio.to_thread(forget_rounds, self.directory)
 
+    def take_spare(self) -> SpareRoom | None:
+        """Hand it over."""
+        spare, self.spare = self.spare, None
+        return spare
+
     def _stop(self) -> None:
         self.cancelled = True
+        if (spare := self.take_spare()) is not None:
+            spare.close()
         self.token = b""
         if self.receiver is not None:
             self.receiver.abort()
@@ -85,6 +99,20 @@ class ExpectedPages:
         if self.received.done():
             self.received = asyncio.get_running_loop().create_future()
         return self.received
+
+
+class ReceivedFiles:
+    """`migration.arrivals.PageReader` on what `PageListener` has received."""
+
+    async def hashed(self, received: ReceivedPages, pending: Sequence[PageImage]) -> tuple[HashedImage, ...]:
+        """Hash it, in a thread."""
+        assert isinstance(received, Received)
+        return await asyncio.to_thread(page_digests.hashed, received, pending, page_size_bytes())
+
+    async def content(self, received: ReceivedPages, name: str, runs: Runs) -> bytes:
+        """Read a block, in a thread."""
+        assert isinstance(received, Received)
+        return await asyncio.to_thread(page_digests.content, received, name, runs, page_size_bytes())
 
 
 class PageListener:
@@ -139,11 +167,12 @@ class PageListener:
         if self._listener is not None:
             self._listener.close()
 
-    def expect(self, directory: Path, limit_bytes: int) -> ExpectedPages:
+    def expect(self, directory: Path, limit_bytes: int, expected_bytes: int = 0) -> ExpectedPages:
         """Wait for one channel whose pages go into `directory`; its future gives the bytes received, or raises."""
-        expected = ExpectedPages(
-            secrets.token_bytes(TOKEN_BYTES), directory, limit_bytes, asyncio.get_running_loop().create_future()
-        )
+        received: asyncio.Future[Received] = asyncio.get_running_loop().create_future()
+        expected = ExpectedPages(secrets.token_bytes(TOKEN_BYTES), directory, limit_bytes, received)
+        if expected_bytes:
+            expected.spare = SpareRoom(directory, expected_bytes)
         expected.free.set()
         self._expected = [each for each in self._expected if not each.cancelled]
         self._expected.append(expected)
@@ -176,7 +205,13 @@ class PageListener:
             expected, wire = admitted
             connection.setblocking(True)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            store = PageStore(expected.directory, self._page_size_bytes, expected.limit_bytes, self._encode_pagemap)
+            store = PageStore(
+                expected.directory,
+                self._page_size_bytes,
+                expected.limit_bytes,
+                self._encode_pagemap,
+                expected.take_spare(),
+            )
             loop = asyncio.get_running_loop()
             stream = PageStream(wire)
 

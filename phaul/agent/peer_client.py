@@ -24,7 +24,7 @@ from phaul.criu.images import image_files
 from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableError
 from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts, HookRun
 from phaul.migration.hooks import HookScene
-from phaul.migration.page_images import Digests, PageImage
+from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
@@ -44,6 +44,7 @@ RESTORE_SECONDS = 3600.0  # grows with memory: the pages must have arrived and b
 UNDO_SECONDS = 30.0
 DIGEST_BYTES = 16  # XXH3-128
 HOOK_SLACK_SECONDS = 30.0  # beside what the hooks may take: each that is over its time is given 2 s more
+RUNS_A_MESSAGE = 100_000  # about 1 MB
 WORD_SECONDS = 3.0  # answered out of memory
 KEEPALIVE_MS = 3000  # between two pings while a call is under way, and for the answer to one
 
@@ -158,49 +159,44 @@ class GrpcPeer:
         reply = await self._call(self._stub.SendImages(stream(), timeout=TRANSFER_SECONDS))
         return reply.bytes
 
-    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
-        """What arrived over there."""
-        request = peer_pb2.ReceivedPagesRequest(migration_id=migration_id)
-        images: list[PageImage] = []
+    async def hashed_pages(self, migration_id: str, pending: Sequence[PageImage]) -> tuple[HashedImage, ...]:
+        """Have it hashed over there."""
+        parts = [peer_pb2.HashedPagesRequest(migration_id=migration_id)]
+        for image in pending:
+            for start in range(0, len(image.runs), RUNS_A_MESSAGE):
+                addresses, pages = zip(*image.runs[start : start + RUNS_A_MESSAGE], strict=True)
+                parts.append(peer_pb2.HashedPagesRequest(name=image.name, addresses=addresses, pages=pages))
+        images: list[HashedImage] = []
         runs: list[tuple[int, int]] = []
+        digests: list[bytes] = []
 
         async def collect() -> None:
-            call = self._stub.ReceivedPages(request, timeout=RESTORE_SECONDS)
+            call = self._stub.HashedPages(iter(parts), timeout=RESTORE_SECONDS)
             try:
                 async for part in call:
                     runs.extend(zip(part.addresses, part.pages, strict=True))
+                    digests.extend(
+                        part.digests[at : at + DIGEST_BYTES] for at in range(0, len(part.digests), DIGEST_BYTES)
+                    )
                     if part.last:
-                        images.append(PageImage(part.name, tuple(runs)))
+                        images.append(HashedImage(part.name, tuple(runs), tuple(digests), part.block_bytes))
                         runs.clear()
+                        digests.clear()
             finally:
                 call.cancel()
 
         await self._call(collect())
         return tuple(images)
 
-    async def page_digests(self, migration_id: str) -> Digests:
-        """Have it hashed over there."""
-        request = peer_pb2.ReceivedPagesRequest(migration_id=migration_id)
-        pieces: dict[str, bytes] = {}
-
-        async def collect() -> None:
-            call = self._stub.PageDigests(request, timeout=RESTORE_SECONDS)
-            try:
-                async for part in call:
-                    pieces[part.name] = pieces.get(part.name, b"") + part.digests
-            finally:
-                call.cancel()
-
-        await self._call(collect())
-        size = DIGEST_BYTES
-        return {
-            name: tuple(piece[at : at + size] for at in range(0, len(piece), size)) for name, piece in pieces.items()
-        }
-
-    async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
+    async def received_content(self, migration_id: str, name: str, runs: Runs) -> bytes:
         """A piece of what arrived."""
-        request = peer_pb2.ReceivedChunkRequest(migration_id=migration_id, name=name, number=number)
-        return (await self._call(self._stub.ReceivedChunk(request, timeout=ANSWER_SECONDS))).content
+        request = peer_pb2.ReceivedContentRequest(
+            migration_id=migration_id,
+            name=name,
+            addresses=(address for address, _ in runs),
+            pages=(pages for _, pages in runs),
+        )
+        return (await self._call(self._stub.ReceivedContent(request, timeout=ANSWER_SECONDS))).content
 
     async def restore(self, migration_id: str) -> RestoredCopy:
         """Have the copy restored and held."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import itertools
 from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 
@@ -34,17 +33,14 @@ from phaul.migration.resolution import in_doubt
 from phaul.migration.settlement import died_after_commit
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerServicer
-from phaul.system.memory import page_size_bytes
-from phaul.system.task_memory import blocks_of_image
 from phaul.transfer.image_stream import Chunk, ImageWriter
 
 log = structlog.get_logger(__name__)
 
 M = TypeVar("M")
 
-STALL_SECONDS = 60.0  # between two pieces of images
-RUNS_A_MESSAGE = 100_000  # about 1 MB
-DIGESTS_A_MESSAGE = 65_536  # 1 MiB
+STALL_SECONDS = 60.0  # between two pieces of a stream
+ENTRIES_A_MESSAGE = 50_000  # runs and digests: about 1 MB
 
 
 async def _in_time(messages: AsyncIterator[M]) -> AsyncIterator[M]:
@@ -56,7 +52,7 @@ async def _in_time(messages: AsyncIterator[M]) -> AsyncIterator[M]:
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise TransferError(f"no image came for {STALL_SECONDS:g} s") from error
+            raise TransferError(f"nothing came for {STALL_SECONDS:g} s") from error
         yield message
 
 
@@ -171,43 +167,38 @@ class PeerService(PeerServicer):
         return peer_pb2.SendImagesReply(images=writer.images, bytes=writer.bytes)
 
     @reports_stream_errors
-    async def ReceivedPages(
-        self, request: peer_pb2.ReceivedPagesRequest, context: Context
-    ) -> AsyncIterator[peer_pb2.PageImage]:
-        """What came over the page channel."""
-        for image in await self._arrivals.received_pages(self._own(request.migration_id, context)):
-            for start in range(0, max(len(image.runs), 1), RUNS_A_MESSAGE):
-                runs = image.runs[start : start + RUNS_A_MESSAGE]
-                last = start + RUNS_A_MESSAGE >= len(image.runs)
-                yield peer_pb2.PageImage(
+    async def HashedPages(
+        self, request: AsyncIterator[peer_pb2.HashedPagesRequest], context: Context
+    ) -> AsyncIterator[peer_pb2.HashedPagesPart]:
+        """Hash what came over the page channel."""
+        messages: list[peer_pb2.HashedPagesRequest] = []
+        migration_id = ""
+        async for message in _in_time(request):
+            migration_id = migration_id or self._own(message.migration_id, context)
+            messages.append(message)
+        for image in await self._arrivals.hashed_pages(
+            requests.migration_id(migration_id), requests.pending(messages[1:])
+        ):
+            for start in range(0, max(len(image.runs), len(image.digests), 1), ENTRIES_A_MESSAGE):
+                end = start + ENTRIES_A_MESSAGE
+                runs = image.runs[start:end]
+                yield peer_pb2.HashedPagesPart(
                     name=image.name,
                     addresses=(address for address, _ in runs),
                     pages=(pages for _, pages in runs),
-                    last=last,
+                    digests=b"".join(image.digests[start:end]),
+                    block_bytes=image.block_bytes,
+                    last=end >= max(len(image.runs), len(image.digests)),
                 )
 
-    @reports_stream_errors
-    async def PageDigests(
-        self, request: peer_pb2.ReceivedPagesRequest, context: Context
-    ) -> AsyncIterator[peer_pb2.ImageDigests]:
-        """Hash it."""
-        for name, digests in (await self._arrivals.page_digests(self._own(request.migration_id, context))).items():
-            for start in range(0, len(digests), DIGESTS_A_MESSAGE):
-                piece = b"".join(digests[start : start + DIGESTS_A_MESSAGE])
-                yield peer_pb2.ImageDigests(name=name, digests=piece)
-
     @reports_errors
-    async def ReceivedChunk(
-        self, request: peer_pb2.ReceivedChunkRequest, context: Context
-    ) -> peer_pb2.ReceivedChunkReply:
-        """Read a piece of the pages back."""
-        image = await self._arrivals.received_image(self._own(request.migration_id, context), request.name)
-
-        def read() -> bytes:
-            blocks = blocks_of_image(image.runs, image.pieces, page_size_bytes())
-            return bytes(next(itertools.islice(blocks, request.number, None), b""))
-
-        return peer_pb2.ReceivedChunkReply(content=await asyncio.to_thread(read))
+    async def ReceivedContent(
+        self, request: peer_pb2.ReceivedContentRequest, context: Context
+    ) -> peer_pb2.ReceivedContentReply:
+        """Read a block back."""
+        migration_id = self._own(request.migration_id, context)
+        content = await self._arrivals.received_content(migration_id, request.name, requests.pages(request))
+        return peer_pb2.ReceivedContentReply(content=content)
 
     @reports_errors
     async def Restore(self, request: peer_pb2.RestoreRequest, context: Context) -> peer_pb2.RestoreReply:

@@ -21,8 +21,10 @@ from phaul.migration.dirty_rate import DirtyRateRequest
 from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest, NetworkFacts
 from phaul.migration.hooks import HookScene, Stage
 from phaul.migration.own_network import oddity
+from phaul.migration.page_images import PageImage, Runs
 from phaul.migration.peer import Reservation
 from phaul.rpc.v1 import dirty_rate_pb2, facts_pb2, peer_pb2
+from phaul.system.memory import page_size_bytes
 
 MIGRATION_ID = re.compile(r"[0-9a-f]{8,64}")  # `secrets.token_hex`; it names directories, tables and control groups
 HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
@@ -32,6 +34,8 @@ MOST_HOOKS = 64
 MOST_LINKS = 64
 MOST_SETTINGS = 4096
 LONGEST_ADDRESS = 64
+MOST_IMAGES = 1 << 16  # tasks, and pieces of shared memory
+MOST_RUNS = 1 << 22  # of pages that were never seen to be right, in one image
 LONGEST_TEXT = 4096  # PATH_MAX
 LONGEST_HOST_NAME = 253
 
@@ -101,6 +105,31 @@ def hooks_of_stage(request: peer_pb2.RunHooksRequest) -> tuple[Stage, HookScene]
     _addresses(scene.addresses)
     hook_files(scene.files)
     return stages[request.stage], scene
+
+
+def pages(request: peer_pb2.HashedPagesRequest | peer_pb2.ReceivedContentRequest, after: int = 0) -> Runs:
+    """Read which pages are meant, runs that ascend from an address on."""
+    if len(request.addresses) != len(request.pages):
+        raise UsageError("each run of pages has an address and a count")
+    size = page_size_bytes()
+    for address, count in zip(request.addresses, request.pages, strict=True):
+        if address % size or address < after or not 0 < count <= (MOST_MEMORY_BYTES - address) // size:
+            raise UsageError(f"there can be no {count} pages at {address:#x}")
+        after = address + count * size
+    _short("an image's name", request.name)
+    return tuple(zip(request.addresses, request.pages, strict=True))
+
+
+def pending(messages: Sequence[peer_pb2.HashedPagesRequest]) -> tuple[PageImage, ...]:
+    """Read which pages shall be hashed again; an image that has many comes in several messages."""
+    runs: dict[str, list[tuple[int, int]]] = {}
+    for message in messages:
+        before = runs.setdefault(message.name, [])
+        if len(runs) > MOST_IMAGES or len(before) > MOST_RUNS:
+            raise UsageError("more pages shall be hashed again than there can be")
+        after = before[-1][0] + before[-1][1] * page_size_bytes() if before else 0
+        before.extend(pages(message, after))
+    return tuple(PageImage(name, tuple(found)) for name, found in runs.items())
 
 
 def reason(text: str) -> str:

@@ -30,7 +30,7 @@ from phaul.agent.journals import Journals
 from phaul.agent.leftovers import Leftovers
 from phaul.agent.local_front import LocalFront
 from phaul.agent.outgoing import OutgoingMigrations
-from phaul.agent.page_listener import PageListener
+from phaul.agent.page_listener import PageListener, ReceivedFiles
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
 from phaul.agent.policy_file import PolicyFile
@@ -49,7 +49,6 @@ from phaul.migration.arrivals import Arrivals
 from phaul.migration.facts import HostFacts
 from phaul.migration.host import Host
 from phaul.migration.policy import Policy
-from phaul.migration.reception import ReceivedImage
 from phaul.observe.logs import configure_logs
 from phaul.rpc.v1 import agent_pb2, peer_pb2
 from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
@@ -57,7 +56,6 @@ from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
 from phaul.system import descriptors, notify, placement
 from phaul.system.children import adopt_orphans
 from phaul.system.memory import limit_arenas, page_size_bytes
-from phaul.system.task_memory import blocks_of_image, digests
 
 log = structlog.get_logger(__name__)
 
@@ -109,7 +107,7 @@ class AgentServer:
             HistoryObserver(self._history),
             self._listener.expect,
             connect,
-            _digests,
+            ReceivedFiles(),
             self._gate.admit,
         )
         self._peer_service = PeerService(
@@ -268,10 +266,6 @@ def parse_destination_or_any_port(text: str) -> Destination:
     if text.endswith(":0"):
         return Destination(parse_destination(text.removesuffix(":0")).host, 0)
     return parse_destination(text)
-
-
-async def _digests(image: ReceivedImage) -> tuple[bytes, ...]:
-    return await asyncio.to_thread(lambda: digests(blocks_of_image(image.runs, image.pieces, page_size_bytes())))
 
 
 async def serve(config: AgentConfig) -> None:

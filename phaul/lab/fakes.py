@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from phaul import __version__
@@ -32,9 +32,10 @@ from phaul.migration.hooks import HookEnd
 from phaul.migration.host import Host
 from phaul.migration.interfaces import TreeHandle, TreeIdentity
 from phaul.migration.journal import Data
-from phaul.migration.page_images import Ahead, Digests, PageImage
+from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.migration.recovery import Tree
-from phaul.system.task_memory import RunningDigests
+from phaul.system.memory import page_size_bytes
+from phaul.system.task_memory import blocks_of, digest
 
 
 class FakeClock:
@@ -173,21 +174,22 @@ class FakeWorkload:
         """Give one."""
         return FakeKeeper(self._machine, facts.root_pid)
 
-    async def differing(
-        self,
-        tree: TreeHandle,
-        images: Sequence[PageImage],
-        theirs: Awaitable[Digests],
-        fetch: Callable[[str, int], Awaitable[bytes]],
-        ahead: Ahead,
-    ) -> tuple[str, ...]:
+    async def differing(self, pids: Sequence[int], images: Sequence[HashedImage], ahead: Ahead) -> tuple[Block, ...]:
         """Compare with what the tree really holds."""
-        there = await theirs
         self._machine.act("workload.differing")
-        running = RunningDigests()
-        running.feed(MEMORY_ADDRESS, memoryview(self._machine.trees[tree.pids[0]].memory))
-        here = running.digests()
-        return tuple(image.name for image in images if there.get(image.name, ()) != here)
+        memory = memoryview(self._machine.trees[pids[0]].memory)
+        found = []
+        for image in images:
+            blocks = blocks_of(image.runs, page_size_bytes(), image.block_bytes)
+            for (_, segments), theirs in zip(blocks, image.digests, strict=True):
+                pieces = (memory[at - MEMORY_ADDRESS :][:size] for at, size in segments)
+                if digest(memoryview(b"".join(pieces))) != theirs:
+                    found.append(Block(image.name, tuple((at, size // page_size_bytes()) for at, size in segments)))
+        return tuple(found)
+
+    async def differs(self, tree: TreeHandle, block: Block, theirs: bytes) -> bool:
+        """No kernel writes here."""
+        return True
 
     async def hash_ahead(self, facts: WorkloadFacts) -> Ahead:
         """Nothing."""

@@ -36,8 +36,8 @@ def account(
         addresses=tuple(map(str, addresses)),
         mode=Mode.PRE_COPY if precopy else Mode.STOP_AND_COPY,
         rounds=len(precopy.rounds) if precopy else 0,
-        sent_bytes=sending.channel.sent_bytes(),
-        wire_bytes=sending.channel.delivered_bytes(),
+        sent_bytes=sending.sent_bytes(),
+        wire_bytes=sending.delivered_bytes(),
         compressed=sending.compressed,
         predicted_downtime_us=precopy.predicted_downtime_us if precopy else 0,
     )

@@ -7,7 +7,7 @@ it is under way or done gives the same answer: the source may ask again after a 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,9 @@ from phaul.migration.hooks import HookScene, HostHooks, Stage
 from phaul.migration.host import Host
 from phaul.migration.journal import Journal, Mark, ended, last_of
 from phaul.migration.lazy import Loading
-from phaul.migration.page_images import Digests, PageImage
+from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.peer import Aborted, PeerAgent, Reservation, RestoredCopy
-from phaul.migration.reception import ArrivalObserver, Journals, ReceivedImage, Reception
+from phaul.migration.reception import ArrivalObserver, Journals, PageReader, Reception
 from phaul.migration.recovery import Word, destination_word
 from phaul.migration.reserving import reservation_of, room_bytes
 from phaul.units import format_bytes
@@ -55,12 +55,12 @@ class Arrivals:
         host: Host,
         journals: Journals,
         observer: ArrivalObserver,
-        receive: Callable[[Path, int], Reception],
+        receive: Callable[[Path, int, int], Reception],
         connect: Callable[[str], PeerAgent],
-        digests: Callable[[ReceivedImage], Awaitable[tuple[bytes, ...]]],
+        pages: PageReader,
         admit: Callable[[Reservation, int], Awaitable[None]],
     ) -> None:
-        self._digests = digests
+        self._pages = pages
         self._admitted = admit
         self._host = host
         self._journals = journals
@@ -85,8 +85,8 @@ class Arrivals:
         incoming = self._find(migration_id)
         incoming.heard_us = self._host.clock.monotonic_us()
         await incoming.pages.stopped()
-        reservation = incoming.arrival.reservation
-        incoming.pages = self._receive(incoming.arrival.images, room_bytes(reservation.memory_bytes))
+        memory_bytes = incoming.arrival.reservation.memory_bytes
+        incoming.pages = self._receive(incoming.arrival.images, room_bytes(memory_bytes), memory_bytes)
         return incoming.pages.token
 
     def images(self, migration_id: str) -> Path:
@@ -102,20 +102,16 @@ class Arrivals:
 
         return await self._once(incoming, "restore", act)
 
-    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
-        """What came over the page channel, once all has."""
-        received = await asyncio.shield(self._find(migration_id).pages.received)
-        return tuple(PageImage(image.pagemap_name, image.runs) for image in received.images)
-
-    async def page_digests(self, migration_id: str) -> Digests:
-        """Hash it."""
+    async def hashed_pages(self, migration_id: str, pending: Sequence[PageImage]) -> tuple[HashedImage, ...]:
+        """What came in the newest dump, once all of it has, and what else of `pending` is there."""
         incoming = self._find(migration_id)
+        incoming.heard_us = self._host.clock.monotonic_us()
+        return await self._pages.hashed(await asyncio.shield(incoming.pages.received), pending)
 
-        async def act() -> Digests:
-            received = await asyncio.shield(incoming.pages.received)
-            return {each.pagemap_name: each.digests or await self._digests(each) for each in received.images}
-
-        return await self._once(incoming, "page_digests", act)
+    async def received_content(self, migration_id: str, name: str, runs: Runs) -> bytes:
+        """A block of an image as it arrived."""
+        received = await asyncio.shield(self._find(migration_id).pages.received)
+        return await self._pages.content(received, name, runs)
 
     async def resume(self, migration_id: str) -> tuple[str, ...]:
         """RESUME. Also right for a migration that an agent before this one has let run."""
@@ -132,14 +128,6 @@ class Arrivals:
         self._end_lease(incoming)
         self._observer.settled(migration_id, Outcome.COMPLETED, None)
         return warnings
-
-    async def received_image(self, migration_id: str, name: str) -> ReceivedImage:
-        """An image, for reading its pages back; waits until they have all come."""
-        received = await asyncio.shield(self._find(migration_id).pages.received)
-        for image in received.images:
-            if image.pagemap_name == name:
-                return image
-        raise NoSuchMigrationError(f"migration {migration_id} has no image {name}")
 
     async def run_hooks(self, stage: str, scene: HookScene) -> tuple[HookRun, ...]:
         """Run the hooks of a stage, once; those of post-resume run by themselves and are waited for."""
@@ -202,7 +190,7 @@ class Arrivals:
         images = await self._host.rooms.existing(migration_id) or Path()
         arrival = Arrival.recovered(reservation_of(reserved.data), self._host, journal, images)
         arrival.lost = partial(self._observer.settled, migration_id, Outcome.LOST)
-        pages = self._receive(images, 0)
+        pages = self._receive(images, 0, 0)
         pages.cancel()
         self._incoming[migration_id] = _Incoming(arrival, pages)
         return arrival
@@ -242,7 +230,8 @@ class Arrivals:
             self._observer.settled(migration_id, Outcome.REFUSED, known)
             self._journals.forget(migration_id)
             raise
-        incoming = _Incoming(arrival, self._receive(directory, room_bytes(reservation.memory_bytes)))
+        memory_bytes = reservation.memory_bytes
+        incoming = _Incoming(arrival, self._receive(directory, room_bytes(memory_bytes), memory_bytes))
         incoming.heard_us = self._host.clock.monotonic_us()
         incoming.lease = asyncio.create_task(self._watch_lease(migration_id, incoming))
         self._incoming[migration_id] = incoming
@@ -289,7 +278,6 @@ class Arrivals:
     def _end_lease(self, incoming: _Incoming) -> None:
         """The source has decided: nobody asks any more, and what came over the page channel need not be remembered."""
         incoming.pages.forget()
-        incoming.answers.pop("page_digests", None)
         lease, incoming.lease = incoming.lease, None
         if lease is not None and lease is not asyncio.current_task():
             lease.cancel()

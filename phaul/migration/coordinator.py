@@ -20,7 +20,7 @@ from phaul.errors import (
     SwitchoverError,
     UnreachableError,
 )
-from phaul.migration import own_network, preflight
+from phaul.migration import lazy, own_network, preflight
 from phaul.migration.account import account
 from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import Allowed, check, every_workload
@@ -42,7 +42,7 @@ from phaul.migration.interfaces import DumpRequest, HeldDump, TreeHandle
 from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.limits import Limits
 from phaul.migration.mode import choose
-from phaul.migration.peer import PeerAgent, Reservation
+from phaul.migration.peer import PeerAgent, Reservation, RestoredCopy
 from phaul.migration.plan import fenced, has_connections, plan
 from phaul.migration.progress import tell_progress
 from phaul.migration.recovery import Word
@@ -176,7 +176,7 @@ class Coordinator:
             await self._clean_up(held)
         await self._hooks.settled()
         await self._note(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
-        await self._learn()
+        await self._learn(copy)
         warnings = tuple(self._warnings)
         return account(self._timeline, facts, addresses, copy, image_bytes, self._rounds, self._sending, warnings)
 
@@ -201,6 +201,7 @@ class Coordinator:
         self._network_there = (
             own_network.at_destination(facts.network, found.destination.devices, self._id) if facts.network else None
         )
+        self._lazily = lazy.helps(facts.memory_bytes, found.destination.features)
         self._mode, reason = choose(self._request, facts, found.source)
         self._events.emit(ModeChosen(self._mode, reason))
         self._request = replace(self._request, addresses=found.addresses)
@@ -236,6 +237,8 @@ class Coordinator:
         self._undo.add("the page channel", as_undo(channel.close))
         self._sending = await Sending.over(channel, self._request, facts, self._host, self._peer)
         await self._keeper.ready()
+        self._verification = Verification(self._id, facts, self._host, self._peer)
+        self._undo.add("the hashing of the memory", self._verification.end)
 
     async def _precopy(self, facts: WorkloadFacts) -> None:
         """Rounds, until what is left is worth a freeze. They may end on another page channel than they began on."""
@@ -247,6 +250,8 @@ class Coordinator:
             self._host,
             self._peer,
             self._sending,
+            self._verification,
+            self._lazily,
             self._journal,
             self._events,
             self._undo,
@@ -270,6 +275,7 @@ class Coordinator:
             await self._wire.fence()
 
         await self._sending.begin(frozen=True)
+        await self._verification.ready()
         self._sent_before = self._sending.channel.sent_bytes()
         channel = self._sending.channel
         request = DumpRequest(
@@ -286,8 +292,6 @@ class Coordinator:
         # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
         self._undo.add("the workload's running on", self._keeper.run_again)
         progress = asyncio.create_task(tell_progress(channel, facts.memory_bytes, self._host.clock, self._events))
-        self._verification = Verification(self._id, facts, self._host, self._peer, channel)
-        self._undo.add("the hashing beside the dump", self._verification.end)
         dump = self._host.engine.dump(request, about_to_freeze)
         try:
             held = await dump.__aenter__()
@@ -296,14 +300,13 @@ class Coordinator:
         # The context is left by an undo or by passing the gate, whichever comes: both outlive this function.
         self._undo.add("the frozen workload", lambda: dump.__aexit__(None, None, None))
         self._timeline.frozen_us = held.frozen_since_us
-        now_us = self._host.clock.monotonic_us()
-        self._dump_us = now_us - held.frozen_since_us
+        self._dump_us = self._host.clock.monotonic_us() - held.frozen_since_us
         self._timeline.add_step("dump", held.frozen_since_us, self._dump_us, Role.SOURCE)
         self._dump = dump
         return held
 
     async def _verify(self, tree: TreeHandle) -> None:
-        """Compare what arrived with the memory as it lies in the frozen tree; runs beside the restore."""
+        """Compare what arrived with the frozen tree; runs beside the restore."""
         with self._timeline.step("verify memory"):
             await self._verification.run(tree)
 
@@ -356,7 +359,7 @@ class Coordinator:
             await self._note(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
         return leftovers
 
-    async def _learn(self) -> None:
+    async def _learn(self, copy: RestoredCopy) -> None:
         """What this migration cost makes the prediction of the next one better."""
         if self._rounds:
             timeline = self._timeline
@@ -364,6 +367,7 @@ class Coordinator:
                 page_bytes=self._sending.channel.sent_bytes() - self._sent_before,
                 dump_us=self._dump_us,
                 downtime_us=timeline.resumed_us - timeline.frozen_us,
+                lazy=copy.lazy,
             )
 
     async def _note(self, mark: Mark, data: Data | None = None) -> None:

@@ -112,7 +112,13 @@ class Arrival:
         await self.hooks.restored()
         await self._host.reached(Role.DESTINATION, Phase.RESTORE)
         await self._record_held(held, is_lazy=self._loader is not None)
-        self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us, self.hooks.of_restore)
+        self._copy = RestoredCopy(
+            held.tree.root_pid,
+            page_bytes,
+            held.tree.restore_us,
+            self.hooks.of_restore,
+            lazy=self._loader is not None,
+        )
         return self._copy
 
     async def resume(self) -> tuple[str, ...]:

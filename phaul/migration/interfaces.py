@@ -16,7 +16,7 @@ from phaul.migration.facts import FileFacts, HostFacts, Occupancy, WorkloadFacts
 from phaul.migration.guard import Guard
 from phaul.migration.journal import Data
 from phaul.migration.lazy import Loader, Loading
-from phaul.migration.page_images import Ahead, Digests, PageImage
+from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.migration.recovery import Tree
 
 
@@ -76,24 +76,22 @@ class Workload(Protocol):
         """Start the keeper of a tree that is about to be frozen; see `Keeper`. Raises `PhaulError`."""
         ...
 
-    async def differing(
-        self,
-        tree: TreeHandle,
-        images: Sequence[PageImage],
-        theirs: Awaitable[Digests],
-        fetch: Callable[[str, int], Awaitable[bytes]],
-        ahead: Ahead,
-    ) -> tuple[str, ...]:
-        """Compare the memory of a frozen tree with what was received of it; give the names of images that differ.
+    async def differing(self, pids: Sequence[int], images: Sequence[HashedImage], ahead: Ahead) -> tuple[Block, ...]:
+        """Compare the memory of a tree with what was received of it; give the blocks that differ.
 
-        The memory here is hashed while `theirs`, the digests of the destination, are on their way, as far as it was not
-        `ahead`. `fetch` gives the content of a block (counted from 0) of an image on the destination: what the kernel
-        itself writes into a stopped thread may differ. Raises `TransferError` where the memory cannot be read.
+        The memory here is hashed, as far as it was not `ahead`. Raises `TransferError` where the digests make no sense.
+        """
+        ...
+
+    async def differs(self, tree: TreeHandle, block: Block, theirs: bytes) -> bool:
+        """Whether a block of a frozen tree differs from the destination's in more than what the kernel writes there.
+
+        It does, into a stopped thread. Raises `TransferError` where the memory cannot be read.
         """
         ...
 
     async def hash_ahead(self, facts: WorkloadFacts) -> Ahead:
-        """Hash what of a tree will probably be dumped. Nothing, where a task of it is not held still by the engine."""
+        """Hash what of a tree will probably be dumped, while it runs."""
         ...
 
     async def sample(self, facts: WorkloadFacts) -> Sequence[bytes]:

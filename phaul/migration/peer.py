@@ -12,7 +12,7 @@ from typing import Protocol
 
 from phaul.migration.facts import AddressFacts, Compression, DestinationFacts, FileFacts, HookRun, NetworkFacts
 from phaul.migration.hooks import HookScene
-from phaul.migration.page_images import Digests, PageImage
+from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.recovery import Word
 
 
@@ -89,6 +89,7 @@ class RestoredCopy:
     page_bytes: int
     restore_us: int
     hooks: tuple[HookRun, ...] = ()  # that ran meanwhile
+    lazy: bool = False  # its pages are put in place while it runs
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,16 +140,15 @@ class PeerAgent(Protocol):
         """Send every image file of a directory; returns their bytes once all are verified over there."""
         ...
 
-    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
-        """What arrived over the page channel; waits until all has."""
+    async def hashed_pages(self, migration_id: str, pending: Sequence[PageImage]) -> tuple[HashedImage, ...]:
+        """What arrived in the newest dump, hashed over there, and what else of `pending` is there.
+
+        Waits until all of that dump has come.
+        """
         ...
 
-    async def page_digests(self, migration_id: str) -> Digests:
-        """The same, hashed over there."""
-        ...
-
-    async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
-        """One chunk (128 KiB, counted from 0) of an image as it arrived."""
+    async def received_content(self, migration_id: str, name: str, runs: Runs) -> bytes:
+        """A block of an image as it lies there."""
         ...
 
     async def restore(self, migration_id: str) -> RestoredCopy:

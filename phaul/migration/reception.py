@@ -6,37 +6,13 @@ As `interfaces`: protocols only.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from phaul.errors import PhaulError
 from phaul.migration.events import Outcome
 from phaul.migration.journal import Journal
+from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.peer import Reservation
-
-
-class ReceivedImage(Protocol):
-    """The pages of one task or piece of shared memory: see `transfer.page_receiver`."""
-
-    @property
-    def pagemap_name(self) -> str:
-        """The pagemap's file name."""
-        ...
-
-    @property
-    def runs(self) -> tuple[tuple[int, int], ...]:
-        """(address, count of pages), in order."""
-        ...
-
-    @property
-    def pieces(self) -> Sequence[tuple[Path, int, int]]:
-        """(file, offset, size) of where their content lies, in the same order."""
-        ...
-
-    @property
-    def digests(self) -> tuple[bytes, ...]:
-        """Those of its blocks, where it was hashed as it came."""
-        ...
 
 
 class ReceivedPages(Protocol):
@@ -45,11 +21,6 @@ class ReceivedPages(Protocol):
     @property
     def page_bytes(self) -> int:
         """Their content."""
-        ...
-
-    @property
-    def images(self) -> Sequence[ReceivedImage]:
-        """The images, in the order of their files."""
         ...
 
 
@@ -76,6 +47,18 @@ class Reception(Protocol):
 
     def forget(self) -> None:
         """Keep nothing of what was received."""
+        ...
+
+
+class PageReader(Protocol):
+    """Reads back what came over a page channel."""
+
+    async def hashed(self, received: ReceivedPages, pending: Sequence[PageImage]) -> tuple[HashedImage, ...]:
+        """Hash what came in the newest dump, and what else of `pending` is there."""
+        ...
+
+    async def content(self, received: ReceivedPages, name: str, runs: Runs) -> bytes:
+        """Give a block of an image."""
         ...
 
 

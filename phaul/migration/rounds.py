@@ -23,6 +23,7 @@ from phaul.migration.mode import contract_of
 from phaul.migration.peer import PeerAgent
 from phaul.migration.sending import Sending
 from phaul.migration.undo import UndoStack, as_undo
+from phaul.migration.verification import Verification
 
 REOPEN_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # before each attempt to open a page channel again that broke
 FULL_SPEED_PERCENT = 100
@@ -50,10 +51,14 @@ class PreCopy:
         host: Host,
         peer: PeerAgent,
         sending: Sending,
+        verification: Verification,
+        lazily: bool,
         journal: Journal,
         events: EventSink,
         undo: UndoStack,
     ) -> None:
+        self._verification = verification
+        self._lazily = lazily
         self._id = migration_id
         self._facts = facts
         self._images = images
@@ -85,7 +90,7 @@ class PreCopy:
             decision = decide(
                 self.rounds,
                 self._contract,
-                costs_of(self.rounds, self._facts.memory_bytes, self._outcomes),
+                costs_of(self.rounds, self._facts.memory_bytes, self._outcomes, lazy=self._lazily),
                 time_left_us=time_left_us(),
                 speed_percent=self._speed_percent,
             )
@@ -102,7 +107,7 @@ class PreCopy:
                 case Action.ANOTHER_ROUND:
                     pass
 
-    async def learn(self, *, page_bytes: int, dump_us: int, downtime_us: int) -> None:
+    async def learn(self, *, page_bytes: int, dump_us: int, downtime_us: int, lazy: bool) -> None:
         """Keep what this migration has taught of what these two hosts cost, now that it is over."""
         learnt = outcome_of(
             self.rounds,
@@ -110,6 +115,7 @@ class PreCopy:
             page_bytes=page_bytes,
             dump_us=dump_us,
             downtime_us=downtime_us,
+            lazy=lazy,
         )
         if learnt is not None:
             kept = [*self._outcomes, learnt][-OUTCOMES_KEPT:]
@@ -135,6 +141,7 @@ class PreCopy:
                     await self._host.clock.sleep(delay_seconds)
                     await self._open_again()
                 self.rounds.append(await self._pre_dump())
+                await self._verification.after_round()
                 return
             except (DumpError, TransferError, UnreachableError) as error:
                 if attempt + 1 == len(REOPEN_SECONDS) or (attempt and not isinstance(error, UnreachableError)):
@@ -145,6 +152,7 @@ class PreCopy:
         self.sending.channel.close()
         self.sending = self.sending.through(await self._peer.reopen(self._id))
         self._undo.add("the page channel", as_undo(self.sending.channel.close))
+        self._verification.begin_anew()
         self.rounds.clear()
         self.newest = None
 

@@ -25,6 +25,8 @@ class Sending:
     facts: WorkloadFacts
     device: str  # the network device towards the destination; "" where that is not known
     compressed: bool = False  # any dump so far
+    sent_before: int = 0  # over channels that broke; before compression
+    delivered_before: int = 0
 
     @classmethod
     async def over(
@@ -36,8 +38,16 @@ class Sending:
         return cls(channel, request, host.workload, facts, next(devices, ""))
 
     def through(self, channel: PageChannel) -> Sending:
-        """The same through another channel."""
-        return replace(self, channel=channel)
+        """The same through another channel, in the place of one that is closed."""
+        return replace(self, channel=channel, sent_before=self.sent_bytes(), delivered_before=self.delivered_bytes())
+
+    def sent_bytes(self) -> int:
+        """How much CRIU has sent so far over all channels, before compression."""
+        return self.sent_before + self.channel.sent_bytes()
+
+    def delivered_bytes(self) -> int:
+        """How much the destination has acknowledged so far on all channels, as it went over the wire."""
+        return self.delivered_before + self.channel.delivered_bytes()
 
     async def begin(self, *, frozen: bool) -> bool:
         """Make the channel ready for a dump whose memory goes while the workload runs, or stands still (`frozen`).

@@ -1,12 +1,11 @@
-"""The memory of a stopped tree, read as it lies there, and hashed: the destination's is compared with it before COMMIT.
+"""The memory of a tree, read as it lies there, in the blocks that are hashed and compared with the destination's.
 
-Called by `workloads.memory` and, for the files on the destination, by `agent.server`. Reads ``/proc/PID/mem`` and
-``/proc/PID/map_files`` (proc(5)); changes nothing. The tree must not run meanwhile.
+Called by `workloads.memory`; `transfer.page_digests` does the same with the files on the destination. Reads
+``/proc/PID/mem`` and ``/proc/PID/map_files`` (proc(5)); changes nothing.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import mmap
 import os
@@ -17,7 +16,7 @@ import xxhash
 
 from phaul.units import KIB
 
-CHUNK_BYTES = 128 * KIB  # a block, with a digest each; what differs is looked at block by block
+CHUNK_BYTES = 128 * KIB  # a block at most, with a digest each; what differs is looked at block by block
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -60,8 +59,10 @@ def shared_memory(pids: Iterable[int], inode: int) -> Path:
     raise FileNotFoundError(f"no task of the tree holds the shared memory {inode}")
 
 
-def blocks_of(runs: Runs, page_size_bytes: int) -> Iterator[tuple[int, tuple[tuple[int, int], ...]]]:
-    """Cut ascending runs at every multiple of `CHUNK_BYTES`: (number of the block, its (address, size) segments).
+def blocks_of(
+    runs: Runs, page_size_bytes: int, block_bytes: int = CHUNK_BYTES
+) -> Iterator[tuple[int, tuple[tuple[int, int], ...]]]:
+    """Cut ascending runs at every multiple of `block_bytes`: (number of the block, its (address, size) segments).
 
     A block is what one digest covers. It depends on nothing but the addresses, so that each host can begin wherever it
     knows what is there.
@@ -71,12 +72,12 @@ def blocks_of(runs: Runs, page_size_bytes: int) -> Iterator[tuple[int, tuple[tup
     for address, pages in runs:
         end = address + pages * page_size_bytes
         while address < end:
-            here = address // CHUNK_BYTES
+            here = address // block_bytes
             if here != number:
                 if segments:
                     yield number, tuple(segments)
                 number, segments = here, []
-            upto = min(end, (here + 1) * CHUNK_BYTES)
+            upto = min(end, (here + 1) * block_bytes)
             if segments and sum(segments[-1]) == address:
                 segments[-1] = (segments[-1][0], upto - segments[-1][0])
             else:
@@ -84,11 +85,6 @@ def blocks_of(runs: Runs, page_size_bytes: int) -> Iterator[tuple[int, tuple[tup
             address = upto
     if segments:
         yield number, tuple(segments)
-
-
-def block_sizes(runs: Runs, page_size_bytes: int) -> list[int]:
-    """How many bytes of content each block has."""
-    return [sum(size for _, size in segments) for _, segments in blocks_of(runs, page_size_bytes)]
 
 
 class BlockReader:
@@ -137,58 +133,9 @@ class BlockReader:
                 filled += count
 
 
-def blocks_of_image(runs: Runs, pieces: Sequence[tuple[Path, int, int]], page_size_bytes: int) -> Iterator[memoryview]:
-    """The blocks of a received image; one that lies in one whole file is not copied to be looked at."""
-    sizes = block_sizes(runs, page_size_bytes)
-    if len(pieces) == 1 and pieces[0][1:] == (0, pieces[0][0].stat().st_size):
-        return _blocks_of_file(pieces[0][0], sizes)
-    return _blocks_of_pieces(pieces, sizes)
-
-
-def _blocks_of_file(path: Path, sizes: Iterable[int]) -> Iterator[memoryview]:
-    """Map a file and cut it. It must not shrink meanwhile."""
-    with (
-        path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped,
-        memoryview(mapped) as content,
-    ):
-        start = 0
-        for size in sizes:
-            with content[start : start + size] as block:
-                yield block
-            start += size
-
-
-def _blocks_of_pieces(pieces: Iterable[tuple[Path, int, int]], sizes: Iterable[int]) -> Iterator[memoryview]:
-    """Read (file, offset, size) pieces one after the other, and cut what they give.
-
-    Raises OSError where one cannot be read, or ends too early.
-    """
-    buffer = own_pages(CHUNK_BYTES)
-    filled = 0
-    wanted = iter(sizes)
-    size = next(wanted, 0)
-    with contextlib.ExitStack() as stack:
-        descriptors: dict[Path, int] = {}
-        for path, offset, left in pieces:
-            if (fd := descriptors.get(path)) is None:
-                fd = descriptors[path] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-                stack.callback(os.close, fd)
-            while left:
-                count = os.preadv(fd, [buffer[filled : min(filled + left, size)]], offset)
-                if count == 0:
-                    raise OSError(0, f"{path} ends before {offset:#x}")
-                offset += count
-                left -= count
-                filled += count
-                if filled == size:
-                    yield buffer[:size]
-                    filled, size = 0, next(wanted, 0)
-
-
-def digests(blocks: Iterable[memoryview]) -> tuple[bytes, ...]:
-    """Give the XXH3-128 of each block."""
-    return tuple(xxhash.xxh3_128_digest(block) for block in blocks)
+def digest(block: memoryview) -> bytes:
+    """Give its XXH3-128."""
+    return xxhash.xxh3_128_digest(block)
 
 
 class RunningDigests:

@@ -19,10 +19,12 @@ from typing import NamedTuple
 
 from phaul.errors import TransferError
 from phaul.transfer.page_protocol import PageFlag
+from phaul.transfer.spare_room import SpareRoom
 from phaul.units import MIB
 
 FIRST_GROWTH_BYTES = 1 * MIB  # below a huge page, so that a small task does not cost 2 MiB
 LARGEST_GROWTH_BYTES = 64 * MIB
+LARGE_BYTES = 4 * MIB  # an image from which on it may have the spare room
 ADDRESSES = 1 << 64
 # What a source may make a destination keep beside the pages, whose bytes are reserved. No honest one comes near.
 MOST_ROUNDS = 1000  # each may make a directory
@@ -33,25 +35,26 @@ PARENT_LINK = "parent"  # criu/include/servicefd.h: CR_PARENT_LINK
 PagemapEncoder = Callable[[int, Iterable[tuple[int, int, int]]], bytes]
 
 
-class Piece(NamedTuple):
-    """Part of an image file: where pages lie that belong together."""
+class Placed(NamedTuple):
+    """Pages that follow each other in memory and in a file."""
 
+    address: int
+    pages: int
     path: Path
     offset_bytes: int
-    size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedImage:
     """One image that has arrived.
 
-    `runs` are (address, count of pages) of the pages that have content here, ascending; `pieces` are where that
-    content lies, in the same order. `digests` are those of its blocks, where it was hashed as it came.
+    `placed` are all pages that have content here, ascending; `arrived` are (address, count of pages) of those that came
+    in the newest round. `digests` are those of the blocks of the latter, where they were hashed as they came.
     """
 
     pagemap_name: str
-    runs: tuple[tuple[int, int], ...]
-    pieces: tuple[Piece, ...]
+    placed: tuple[Placed, ...]
+    arrived: tuple[tuple[int, int], ...]
     digests: tuple[bytes, ...] = ()
 
 
@@ -98,6 +101,7 @@ class _Image:
     files: dict[int, _PagesFile] = field(default_factory=dict)
     before: list[Extent] = field(default_factory=list)
     now: list[Extent] = field(default_factory=list)
+    arrived: list[tuple[int, int]] = field(default_factory=list)  # in this round: (address, count of pages)
     at: int = 0  # how far `before` was passed by this round's runs, which ascend
     opened: bool = False  # in this round
     existed: bool = False  # in the round before
@@ -111,9 +115,19 @@ class PageStore:
         page_size_bytes: the source's.
         limit_bytes: how much the files may take together.
         encode_pagemap: makes a pagemap image of (address, count of pages, PE_* flags) runs.
+        spare: for the first image that turns out to be large. The store closes it after the first round.
     """
 
-    def __init__(self, directory: Path, page_size_bytes: int, limit_bytes: int, encode_pagemap: PagemapEncoder) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        page_size_bytes: int,
+        limit_bytes: int,
+        encode_pagemap: PagemapEncoder,
+        spare: SpareRoom | None = None,
+    ) -> None:
+        self._spare = spare
+        self._spare_fd = -1  # once an image has it
         self._directory = directory
         self._page_size = page_size_bytes
         self._limit_bytes = limit_bytes
@@ -135,7 +149,7 @@ class PageStore:
             if any(image.files[self._level].written_bytes for image in self._images.values() if self._here(image)):
                 self._push_down()
             for image in self._images.values():
-                image.before, image.now, image.at = image.now, [], 0
+                image.before, image.now, image.arrived, image.at = image.now, [], [], 0
                 image.existed, image.opened = image.opened, False
         self._rounds += 1
 
@@ -175,6 +189,10 @@ class PageStore:
         if not pages or address % self._page_size or address < self._passed(image) or end > ADDRESSES:
             raise TransferError(f"the page channel brought pages out of their order, at {address:#x}")
         if flags & PageFlag.PRESENT:
+            if image.arrived and image.arrived[-1][0] + image.arrived[-1][1] * self._page_size == address:
+                image.arrived[-1] = (image.arrived[-1][0], image.arrived[-1][1] + pages)
+            else:
+                image.arrived.append((address, pages))
             return self._place(image, address, pages, flags)
         if flags & PageFlag.PARENT:
             for extent in self._pieces_before(image, address, pages):
@@ -190,6 +208,7 @@ class PageStore:
 
         `digests` are those of images, by their IDs, of which all the content came in this round.
         """
+        self._close_spare()
         for image in self._images.values():
             if self._here(image):
                 file = image.files[self._level]
@@ -203,15 +222,27 @@ class PageStore:
         images = tuple(
             self._received(each, digests.get(image_id, ())) for image_id, each in self._images.items() if each.opened
         )
-        pages = sum(pages for image in images for _, pages in image.runs)
+        pages = sum(each.pages for image in images for each in image.placed)
         return Received(pages * self._page_size, images)
+
+    def window(self, descriptor: int, offset: int, count: int) -> memoryview | None:
+        """The memory behind a part of a file that `add` gave, where it can be received straight into it."""
+        if self._spare is None or descriptor != self._spare_fd:
+            return None
+        return self._spare.window(offset, count)
 
     def close(self) -> None:
         """Close the files; they stay. Idempotent."""
+        self._close_spare()
         for image in self._images.values():
             for file in image.files.values():
                 os.close(file.fd)
             image.files.clear()
+
+    def _close_spare(self) -> None:
+        if self._spare is not None:
+            self._spare.close()
+        self._spare, self._spare_fd = None, -1
 
     def _here(self, image: _Image) -> bool:
         return self._level in image.files
@@ -236,6 +267,8 @@ class PageStore:
                         "destination",
                         hint="It grew since preflight; try again.",
                     )
+                if self._spare is not None and self._spare_fd < 0 and file.written_bytes + count > LARGE_BYTES:
+                    self._take_spare(image, file, self._spare)
                 level, offset = self._level, file.written_bytes
                 file.grow(count)
                 file.written_bytes += count
@@ -250,6 +283,16 @@ class PageStore:
         self._extents += len(image.now) - before
         if self._extents > self._most_extents:
             raise TransferError("the page channel brought more runs of pages than the workload has pages")
+
+    def _take_spare(self, image: _Image, file: _PagesFile, spare: SpareRoom) -> None:
+        """Have this image's file be the one that is filled already."""
+        if not spare.ready:
+            return
+        fd = spare.take(self._directory / f"pages-{image.number}.img")
+        os.pwrite(fd, os.pread(file.fd, file.written_bytes, 0), 0)
+        os.close(file.fd)
+        file.fd = self._spare_fd = fd
+        file.size_bytes = spare.size_bytes
 
     def _pieces_before(self, image: _Image, address: int, pages: int) -> Iterator[Extent]:
         """Cut a run along what the round before left: where that had nothing, `level` is -1."""
@@ -292,26 +335,13 @@ class PageStore:
             yield last
 
     def _received(self, image: _Image, digests: tuple[bytes, ...]) -> ReceivedImage:
-        extents = [extent for extent in image.now if extent.level >= 0]
-        runs: list[tuple[int, int]] = []
-        pieces: list[Piece] = []
-        for extent in extents:
-            if runs and runs[-1][0] + runs[-1][1] * self._page_size == extent.address:
-                runs[-1] = (runs[-1][0], runs[-1][1] + extent.pages)
-            else:
-                runs.append((extent.address, extent.pages))
-            piece = Piece(
-                self._directory_of(extent.level) / f"pages-{image.number}.img",
-                extent.offset_bytes,
-                extent.pages * self._page_size,
-            )
-            if pieces and pieces[-1].path == piece.path and sum(pieces[-1][1:]) == piece.offset_bytes:
-                pieces[-1] = piece._replace(
-                    offset_bytes=pieces[-1].offset_bytes, size_bytes=pieces[-1].size_bytes + piece.size_bytes
-                )
-            else:
-                pieces.append(piece)
-        return ReceivedImage(image.pagemap_name, tuple(runs), tuple(pieces), digests)
+        paths = {level: self._directory_of(level) / f"pages-{image.number}.img" for level in image.files}
+        placed = tuple(
+            Placed(extent.address, extent.pages, paths[extent.level], extent.offset_bytes)
+            for extent in image.now
+            if extent.level >= 0
+        )
+        return ReceivedImage(image.pagemap_name, placed, tuple(image.arrived), digests)
 
     def _directory_of(self, level: int) -> Path:
         return self._directory if level == self._level else self._directory / str(level)

@@ -1,8 +1,9 @@
-"""Hashing a frozen tree's memory while its dump is still on its way, so that little is left to compare afterwards.
+"""Hashing a tree's memory while it still runs, so that little is left to hash once it stands still.
 
 Called by `workloads.process`. What will be dumped is only guessed here, from what the kernel says is in memory: a
-digest counts only where the guess of a block's pages proves right, and `workloads.memory` hashes the rest. What is read
-stands still: every thread is traced by the CRIU that dumps, which is looked at before.
+digest counts only where the guess of a block's pages proves right and the destination's is the same. Then what arrived
+there is what lay here at that moment, and since nothing was sent before, it can only be so because nobody has written
+since. `workloads.memory` hashes the rest.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from phaul.migration.page_images import Ahead, AheadOfImage
 from phaul.system import procfs
 from phaul.system.memory import page_size_bytes
 from phaul.system.procfs import PROC, Mapping
-from phaul.system.task_memory import CHUNK_BYTES, BlockReader, Runs, blocks_of, digests, memory_of_task
+from phaul.system.task_memory import CHUNK_BYTES, BlockReader, Runs, blocks_of, digest, memory_of_task
 
 ENTRY_BYTES = 8  # of /proc/PID/pagemap
 IN_MEMORY = bytes(int(byte & 0xC0 != 0) for byte in range(256))  # of an entry's top byte: present, or swapped
@@ -22,9 +23,7 @@ PAGES_AT_ONCE = 1 << 15
 
 
 def hash_ahead(pids: Sequence[int], over: Callable[[], bool]) -> Ahead:
-    """Hash the private anonymous memory of these processes until `over`; nothing where one of them may run. Blocks."""
-    if not all(map(_is_traced, pids)):
-        return {}
+    """Hash the private anonymous memory of these processes, as far as it can be read, until `over`. Blocks."""
     found: dict[str, AheadOfImage] = {}
     for pid in pids:
         reader = BlockReader(pid, memory_of_task(pid))
@@ -33,21 +32,13 @@ def hash_ahead(pids: Sequence[int], over: Callable[[], bool]) -> Ahead:
             for number, segments in blocks_of(list(_runs(pid)), page_size_bytes()):
                 if over():
                     break
-                blocks[number] = segments, digests([reader.read(segments)])[0]
+                blocks[number] = segments, digest(reader.read(segments))
         except OSError:
             pass  # whatever it is, it comes up again where every page counts
         finally:
             reader.close()
         found[f"pagemap-{pid}.img"] = blocks
     return found
-
-
-def _is_traced(pid: int) -> bool:
-    """Whether somebody holds every thread: CRIU sends no page before it has stopped them all."""
-    try:
-        return all(int(procfs.read_status(tid)["TracerPid"]) for tid in procfs.thread_ids(pid))
-    except (OSError, KeyError):
-        return False
 
 
 def _runs(pid: int) -> Iterator[tuple[int, int]]:

@@ -1,7 +1,7 @@
 """Whether what the destination received is what the source holds: the last thing checked before COMMIT.
 
-Called by `workloads.process`. CRIU has no checksum of its own, and a hash of the memory as it lies in the frozen tree
-covers all of the way: CRIU's dump, the wire, the destination's files.
+Called by `workloads.process`. CRIU has no checksum of its own, and a hash of the memory as it lies in the tree covers
+all of the way: CRIU's dump, the wire, the destination's files.
 
 One thing may rightly differ: the restartable sequence area of a thread (struct rseq, linux/rseq.h; glibc registers one
 for every thread since 2.35). The kernel writes the CPU that a thread runs on into it whenever that changes, and CRIU
@@ -11,21 +11,20 @@ soon as the copy runs, so that it does not matter what is restored there.
 
 from __future__ import annotations
 
-import asyncio
-import itertools
 import re
 import struct
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from phaul.errors import TransferError
-from phaul.migration.page_images import AheadOfImage, Digests, PageImage
+from phaul.migration.page_images import Ahead, Block, HashedImage, Segments
 from phaul.system.memory import page_size_bytes
 from phaul.system.task_memory import (
     CHUNK_BYTES,
     BlockReader,
     blocks_of,
-    digests,
+    digest,
     memory_of_task,
     shared_memory,
 )
@@ -34,71 +33,63 @@ NAME = re.compile(r"pagemap-(?P<shared>shmem-)?(?P<number>[0-9]+)\.img")
 
 RSEQ = struct.Struct("=IIQIIII")  # cpu_id_start, cpu_id, rseq_cs, flags, node_id, mm_cid, padding; aligned to its size
 MOST_CPUS = 1 << 16
+GONE = Path("/nonexistent")  # where shared memory lies that no task of the tree holds any more
 UNCHANGED_FIELDS = (2, 3)  # rseq_cs and flags belong to the program, not to the kernel
 
-Fetch = Callable[[str, int], Awaitable[bytes]]  # (image, number of the block) to its content on the destination
 
+def differing(pids: Sequence[int], images: Sequence[HashedImage], ahead: Ahead) -> tuple[Block, ...]:
+    """Hash the memory behind these images, except for what was hashed `ahead`; give the blocks that differ. Blocks.
 
-def source_of(pids: Sequence[int], image: PageImage) -> Path:
-    """Where the memory behind an image can be read here. Raises `TransferError` for a name that CRIU does not have."""
-    match = NAME.fullmatch(image.name)
-    if match is None:
-        raise TransferError(f"the destination has received an image of the unknown name {image.name!r}")
-    number = int(match["number"])
-    return shared_memory(pids, number) if match["shared"] else memory_of_task(number)
-
-
-def digests_here(pids: Sequence[int], image: PageImage, ahead: AheadOfImage) -> tuple[bytes, ...]:
-    """Hash the memory behind an image as it lies here, except for what was hashed `ahead`. Blocks."""
-    found: list[bytes] = []
-    reader = _reader(pids, image)
-    try:
-        for number, segments in blocks_of(image.runs, page_size_bytes()):
-            known = ahead.get(number)
-            if known is not None and known[0] == segments:
-                found.append(known[1])
-            else:
-                found += digests([reader.read(segments)])
-    except OSError as error:
-        raise TransferError(f"the memory behind {image.name} could not be read to compare it: {error}") from error
-    finally:
-        reader.close()
-    return tuple(found)
-
-
-async def differing(
-    pids: Sequence[int], images: Sequence[PageImage], here: Digests, there: Digests, fetch: Fetch
-) -> tuple[str, ...]:
-    """Give the names of the images that differ in more than what the kernel itself has written here meanwhile."""
-    found = []
+    What cannot be read differs. Raises `TransferError` where the destination's answer makes no sense.
+    """
+    found: list[Block] = []
     for image in images:
-        pairs = itertools.zip_longest(here[image.name], there.get(image.name, ()))
-        for number, (ours, theirs) in enumerate(pairs):
-            if ours == theirs:
-                continue
-            content = await fetch(image.name, number)
-            if not written_by_kernel(await asyncio.to_thread(block_here, pids, image, number), content):
-                found.append(image.name)
-                break
+        blocks = list(blocks_of(image.runs, page_size_bytes(), image.block_bytes))
+        if len(blocks) != len(image.digests) or image.block_bytes > CHUNK_BYTES:
+            raise TransferError(f"the digests that the destination gave of {image.name} are not those of its pages")
+        known = ahead.get(image.name, {}) if image.block_bytes == CHUNK_BYTES else {}
+        with _reader(pids, image.name) as reader:
+            for (number, segments), theirs in zip(blocks, image.digests, strict=True):
+                if known.get(number) != (segments, theirs) and _digest(reader, segments) != theirs:
+                    found.append(Block(image.name, tuple((at, count // page_size_bytes()) for at, count in segments)))
     return tuple(found)
 
 
-def block_here(pids: Sequence[int], image: PageImage, index: int) -> bytes:
-    """Give the content of one block as it lies here, counted from 0 among those that there are. Blocks."""
-    found = next(itertools.islice(blocks_of(image.runs, page_size_bytes()), index, None), None)
-    if found is None:
-        return b""
-    reader = _reader(pids, image)
+def _digest(reader: BlockReader, segments: Segments) -> bytes:
     try:
-        return bytes(reader.read(found[1]))
+        return digest(reader.read(segments))
+    except OSError:
+        return b""
+
+
+def differs(pids: Sequence[int], block: Block, theirs: bytes) -> bool:
+    """Whether a block of a frozen tree differs in more than what the kernel itself has written here meanwhile. Blocks.
+
+    Raises `TransferError` where it cannot be read.
+    """
+    with _reader(pids, block.name) as reader:
+        try:
+            ours = bytes(reader.read([(at, pages * page_size_bytes()) for at, pages in block.runs]))
+        except OSError as error:
+            raise TransferError(f"the memory behind {block.name} could not be read to compare it: {error}") from error
+    return not written_by_kernel(ours, theirs)
+
+
+@contextmanager
+def _reader(pids: Sequence[int], name: str) -> Iterator[BlockReader]:
+    match = NAME.fullmatch(name)
+    if match is None:
+        raise TransferError(f"the destination has received an image of the unknown name {name!r}")
+    number = int(match["number"])
+    try:
+        path = shared_memory(pids, number) if match["shared"] else memory_of_task(number)
+    except OSError:
+        path = GONE
+    reader = BlockReader(None if match["shared"] else number, path)
+    try:
+        yield reader
     finally:
         reader.close()
-
-
-def _reader(pids: Sequence[int], image: PageImage) -> BlockReader:
-    path = source_of(pids, image)
-    match = NAME.fullmatch(image.name)
-    return BlockReader(None if match is None or match["shared"] else int(match["number"]), path)
 
 
 def written_by_kernel(ours: bytes, theirs: bytes) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import stat
 import threading
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import reduce
 from operator import or_
@@ -18,7 +18,7 @@ from operator import or_
 from phaul.errors import PhaulError
 from phaul.migration.facts import FileFacts, Occupancy, Problem, TaskFacts, WorkloadFacts
 from phaul.migration.interfaces import TreeHandle, TreeIdentity
-from phaul.migration.page_images import Ahead, Digests, PageImage
+from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
 from phaul.system import files, procfs
@@ -47,27 +47,16 @@ class ProcessWorkload:
         """Start the keeper of a tree that is about to be frozen."""
         return await ProcessKeeper.start(facts)
 
-    async def differing(
-        self,
-        tree: TreeHandle,
-        images: Sequence[PageImage],
-        theirs: Awaitable[Digests],
-        fetch: memory.Fetch,
-        ahead: Ahead,
-    ) -> tuple[str, ...]:
+    async def differing(self, pids: Sequence[int], images: Sequence[HashedImage], ahead: Ahead) -> tuple[Block, ...]:
         """Hash the memory and compare; see `Workload.differing`."""
-        there = asyncio.ensure_future(theirs)
-        try:
-            here = {}
-            for image in images:
-                known = ahead.get(image.name, {})
-                here[image.name] = await asyncio.to_thread(memory.digests_here, tree.pids, image, known)
-            return await memory.differing(tree.pids, images, here, await there, fetch)
-        finally:
-            there.cancel()
+        return await asyncio.to_thread(memory.differing, pids, images, ahead)
+
+    async def differs(self, tree: TreeHandle, block: Block, theirs: bytes) -> bool:
+        """Compare byte by byte; see `Workload.differs`."""
+        return await asyncio.to_thread(memory.differs, tree.pids, block, theirs)
 
     async def hash_ahead(self, facts: WorkloadFacts) -> Ahead:
-        """Hash a frozen tree while it is dumped; see `Workload.hash_ahead`."""
+        """Hash a tree before its memory is sent; see `Workload.hash_ahead`."""
         over = threading.Event()
         try:
             return await asyncio.to_thread(hash_ahead, [task.pid for task in facts.tasks], over.is_set)

@@ -18,13 +18,14 @@ from rich.console import Console
 
 from phaul.errors import PhaulError
 from phaul.lab.cluster import Lab
-from tests.bench import by_hand, by_phaul, compression, tables
+from tests.bench import by_hand, by_phaul, compression, machines, tables
 from tests.bench.figures import Comparison, Pair, compare
 from tests.bench.moves import METHODS, Move
 from tests.bench.scene import BenchError, Scene, warm_memory
 
 DEFAULT_SIZES = "16,256,1024"
 DEFAULT_RUNS = 5
+DEFAULT_MOVES = 10
 WARM_FACTOR = 3  # the images and the copy, and some to spare: neither method may be the one that gets fresh memory
 WARM_BASE_MIB = 512
 MOVERS: dict[str, Callable[[Scene, int, str, str], Move]] = {"phaul": by_phaul.move, "by hand": by_hand.move}
@@ -36,11 +37,16 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.bench", description="phaul against bare CRIU by hand")
     parser.add_argument("--sizes", default=DEFAULT_SIZES, help=f"MiB of memory, with commas ({DEFAULT_SIZES})")
     parser.add_argument("--runs", type=int, default=DEFAULT_RUNS, help=f"pairs that count ({DEFAULT_RUNS})")
+    parser.add_argument("--moves", type=int, default=DEFAULT_MOVES, help=f"of --machines' Redis ({DEFAULT_MOVES})")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of tables")
     parser.add_argument("--profile", action="store_true", help="also print the steps of both and CRIU's statistics")
     parser.add_argument("--sealed", action="store_true", help="phaul encrypts; by hand memory goes in the clear anyway")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a target is not reached")
     parser.add_argument("--compression", action="store_true", help="instead: --compress auto against none")
+    parser.add_argument("--machines", action="store_true", help="instead: pre-copy between virtual machines")
+    parser.add_argument(
+        "--parts", default=",".join(machines.PARTS), help=f"of --machines, with commas ({','.join(machines.PARTS)})"
+    )
     arguments = parser.parse_args()
     try:
         arguments.sizes = [int(size) for size in arguments.sizes.split(",")]
@@ -74,6 +80,8 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.compression:
         return compression.run(strict=arguments.strict)
+    if arguments.machines:
+        return machines.run(arguments.parts.split(","), arguments.moves, strict=arguments.strict)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDTH)
     progress = Console(highlight=False, stderr=True, soft_wrap=True)
     comparisons: list[Comparison] = []

@@ -1,25 +1,26 @@
 """The same move by hand, with bare CRIU: what a person who knows CRIU well would type, with no pause between commands.
 
-Called by `tests.bench.__main__`. The page server writes into a tmpfs of huge pages, the small images follow as a tar
-stream while the addresses move, and the commands are run by helpers that are on the hosts already.
+Called by `tests.bench.__main__`, and by `tests.bench.machines` with rounds of pre-copy before the dump. The page server
+writes into a tmpfs of huge pages, the small images follow as a tar stream while the addresses move, and the commands
+are run by helpers that are on the hosts already.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from phaul.lab import network
 from tests.bench.criu_statistics import read_all
 from tests.bench.moves import Move, Step
-from tests.bench.scene import PREFIX, Scene
+from tests.bench.scene import PREFIX, Helper, Scene
 
 PAGE_PORT = 9101
 IMAGE_PORT = 9102
 IMAGES = "/run/by-hand"
 # huge=always: the stock page server grows its files write by write, for which within_size gives no huge pages.
-MAKE_ROOM = f"mkdir -p {IMAGES} && mount -t tmpfs -o mode=0700,huge=always by-hand {IMAGES}"
+MAKE_ROOM = f"mkdir -p {IMAGES} && mount -t tmpfs -o mode=0700,huge=always by-hand {IMAGES} && mkdir"
 
 REMOVE_LOCKS = """nft list tables | while read -r _ family name; do
     case $name in CRIU-*) nft delete table "$family" "$name" ;; esac
@@ -45,28 +46,39 @@ class Stopwatch:
         return (time.time_ns() - self.start_ns) / 1000
 
 
-def move(scene: Scene, pid: int, source: str, destination: str) -> Move:
-    """Move the workload."""
+def move(scene: Scene, pid: int, source: str, destination: str, *, pre_dumps: int = 0) -> Move:
+    """Move the workload, its memory in so many rounds while it runs and what is left in the dump."""
     here, there = scene.helpers[source], scene.helpers[destination]
     address = scene.lab.host(destination).ip4
+    directories = [f"{IMAGES}/{number}" for number in range(pre_dumps + 1)]
     scene.mark()
     sent_before = [scene.sent_bytes(name) for name in (source, destination)]
     watch = Stopwatch()
     with watch.step("room"):
-        here_room = here.start(["mkdir", "-p", "-m", "700", IMAGES])
-        there_room = there.start(["sh", "-c", MAKE_ROOM])
+        here_room = here.start(["mkdir", "-p", "-m", "700", *directories])
+        there_room = there.start(["sh", "-c", f"{MAKE_ROOM} {' '.join(directories)}"])
         here.wait(here_room, "mkdir")
         there.wait(there_room, "mount")
-    with watch.step("page server"):
-        argv = ["criu", "page-server", "-D", IMAGES, "-o", "page-server.log", "--port", str(PAGE_PORT)]
-        page_server = there.start([*argv, "--status-fd", "READY_FD"], ready=True)
-        unpacking = there.receive(IMAGES, IMAGE_PORT)
-    with watch.step("dump"):
-        argv = ["criu", "dump", "-t", str(pid), "-D", IMAGES, "-o", "dump.log", "--tcp-established"]
-        argv += ["--network-lock", "nftables", "--page-server", "--address", address, "--port", str(PAGE_PORT)]
-        here.run(argv, "criu dump")
+    images = directories[-1]
+    for number, directory in enumerate(directories):
+        parent = ["--track-mem", "--prev-images-dir", f"../{number - 1}"] if number else []
+        argv = ["-t", str(pid), "-D", directory, *parent]
+        argv += ["--page-server", "--address", address, "--port", str(PAGE_PORT)]
+        with watch.step("page server"):
+            page_server = _page_server(there, directory, parent[1:])
+            if directory == images:
+                unpacking = there.receive(images, IMAGE_PORT)
+        if directory != images:
+            with watch.step(f"pre-dump {number + 1}"):
+                track = [] if parent else ["--track-mem"]
+                here.run(["criu", "pre-dump", "-o", "pre-dump.log", *argv, *track], "criu pre-dump")
+                there.wait(page_server, "criu page-server")
+        else:
+            with watch.step("dump"):
+                kept = ["--tcp-established", "--network-lock", "nftables"]
+                here.run(["criu", "dump", "-o", "dump.log", *argv, *kept], "criu dump")
     with watch.step("copy, address"):
-        packing = here.send(IMAGES, address, IMAGE_PORT)
+        packing = here.send(images, address, IMAGE_PORT)
         leaving = here.start(["ip", "address", "del", PREFIX, "dev", network.INTERFACE])
         there.wait(page_server, "criu page-server")
         here.wait(leaving, "ip address del")
@@ -74,12 +86,12 @@ def move(scene: Scene, pid: int, source: str, destination: str) -> Move:
         here.wait(packing, "tar -c")
         there.wait(unpacking, "tar -x")
     with watch.step("restore"):
-        argv = ["criu", "restore", "-D", IMAGES, "-o", "restore.log", "--tcp-established", "--restore-detached"]
+        argv = ["criu", "restore", "-D", images, "-o", "restore.log", "--tcp-established", "--restore-detached"]
         there.run(argv, "criu restore")
     ended_us = watch.elapsed_us()
     sent_after = [scene.sent_bytes(name) for name in (source, destination)]
     silence = scene.silence()
-    statistics = read_all(scene.lab.host(name).path(IMAGES) for name in (source, destination))
+    statistics = read_all(scene.lab.host(name).path(images) for name in (source, destination))
     _clean_up(scene, source, destination)
     return Move(
         method="by hand",
@@ -91,6 +103,11 @@ def move(scene: Scene, pid: int, source: str, destination: str) -> Move:
         steps=tuple(watch.steps),
         statistics=statistics,
     )
+
+
+def _page_server(there: Helper, directory: str, parent: Sequence[str]) -> str:
+    argv = ["criu", "page-server", "-D", directory, "-o", "page-server.log", "--port", str(PAGE_PORT), *parent]
+    return there.start([*argv, "--status-fd", "READY_FD"], ready=True)
 
 
 def _clean_up(scene: Scene, source: str, destination: str) -> None:

@@ -129,15 +129,18 @@ class Scene:
                 stack.callback(conversation.close)
 
     @contextmanager
-    def workload(self, mib: int, place: str = "a", content: str = "random") -> Iterator[int]:
-        """Run a workload on a host, with the floating address; give its PID, which it keeps wherever it goes."""
+    def workload(self, mib: int, place: str = "a", content: str = "random", pages: int = 0) -> Iterator[int]:
+        """Run a workload on a host, with the floating address; give its PID, which it keeps wherever it goes.
+
+        It writes so many `pages` a second.
+        """
         host = self.lab.host(place)
         program = "workload.py"
         for member in self.lab.hosts.values():
             member.path(f"/root/{program}").write_text((PROGRAMS / program).read_text())
         host.exec(["ip", "address", "add", PREFIX, "dev", network.INTERFACE])
         argv = ["python3", f"/root/{program}", str(mib), ADDRESS, self.lab.client.ip4, str(UDP_PORT), str(TCP_PORT)]
-        argv.append(content)
+        argv += [content, str(pages)]
         pid = host.spawn(argv, log="/dev/null")
         try:
             self.connections += 1

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections.abc import Sequence
 
 import pytest
 
 from phaul.errors import DumpError
+from phaul.lab import fake_engine
+from phaul.lab.fake_engine import MEMORY_ADDRESS
 from phaul.lab.fake_machine import PAGE_BYTES, FakeTree, TreeState
+from phaul.lab.fakes import FakeWorkload
+from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.rpc.v1 import agent_pb2, facts_pb2
 from tests.component.conftest import PID, Pair, tree
 from tests.component.test_migration import nothing_left, outcome, phases
@@ -77,6 +83,54 @@ async def test_memory_that_is_new_in_every_round_arrives(pair: Pair) -> None:
     assert pair.destination.machine.trees[PID].memory == there.memory
 
 
+def numbers(address: int, pages: int) -> range:
+    """Which pages of the fake tree's memory a run has."""
+    first = (address - MEMORY_ADDRESS) // PAGE_BYTES
+    return range(first, first + pages)
+
+
+async def test_what_was_seen_to_be_right_is_not_hashed_again_in_the_freeze(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compared: list[list[set[int]]] = []
+    differing = FakeWorkload.differing
+
+    async def seen(
+        self: FakeWorkload, pids: Sequence[int], images: Sequence[HashedImage], ahead: Ahead
+    ) -> tuple[Block, ...]:
+        compared.append([{page for run in image.runs for page in numbers(*run)} for image in images])
+        return await differing(self, pids, images, ahead)
+
+    monkeypatch.setattr(FakeWorkload, "differing", seen)
+    pair.source.machine.trees[PID].while_sent = writes(3, 4, 699)  # type: ignore[assignment]
+    assert outcome(await migrate(pair)).outcome == agent_pb2.OUTCOME_COMPLETED
+    first, second, *_, last = compared
+    assert first == [set(range(700))]
+    arrived, again = second
+    assert arrived == {3, 4, 699}, "they were written after the first round had sent them"
+    assert again == {*range(32 - MEMORY_ADDRESS // PAGE_BYTES % 32), *range(688, 699)} - arrived, "with their blocks"
+    assert last == [{3, 4, 699}]
+
+
+async def test_a_bit_that_flips_in_a_round_is_found(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    send, calls = fake_engine.send_memory, itertools.count()
+
+    def damaging(fd: int, tree: FakeTree, memory: bytes, since: bytes | None) -> int:
+        if next(calls) == 0:
+            flipped = bytearray(memory)
+            flipped[333 * PAGE_BYTES + 1] ^= 4
+            memory = bytes(flipped)
+        return send(fd, tree, memory, since)
+
+    monkeypatch.setattr(fake_engine, "send_memory", damaging)
+    monkeypatch.setattr(pair.source.machine.trees[PID], "while_sent", writes(3))
+    events = await migrate(pair)
+    assert (outcome(events).outcome, outcome(events).error.code) == (agent_pb2.OUTCOME_ROLLED_BACK, "TransferError")
+    assert "damaged" in outcome(events).error.message
+    assert pair.source.machine.state(PID) is TreeState.RUNNING
+    nothing_left(pair)
+
+
 async def test_without_tracking_it_is_refused(pair: Pair) -> None:
     async def none() -> object:
         return described
@@ -129,6 +183,9 @@ async def test_a_channel_that_breaks_is_opened_again(pair: Pair) -> None:
     assert outcome(events).outcome == agent_pb2.OUTCOME_COMPLETED, outcome(events).error
     assert [each.page_bytes // PAGE_BYTES for each in rounds(events)][:3] == [700, 700, 2]
     assert [each.number for each in rounds(events)][:3] == [1, 1, 2]
+    report = outcome(events).report
+    assert report.sent_bytes >= 2 * 700 * PAGE_BYTES, "what went over the channel that broke was sent, too"
+    assert report.wire_bytes >= report.sent_bytes
     assert "begin anew" in next(event.warning.message for event in events if event.HasField("warning"))
     assert pair.destination.machine.trees[PID].memory == machine.trees[PID].memory
     nothing_left(pair)

@@ -18,7 +18,7 @@ from phaul.agent.history import History
 from phaul.agent.journals import Journals
 from phaul.agent.leftovers import Leftovers
 from phaul.agent.outgoing import OutgoingMigrations
-from phaul.agent.page_listener import PageListener
+from phaul.agent.page_listener import PageListener, ReceivedFiles
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
 from phaul.agent.policy_file import PolicyFile
@@ -46,16 +46,16 @@ PEER_METHODS: tuple[tuple[str, type[Message]], ...] = (
     ("Prepare", peer_pb2.PrepareRequest),
     ("ReopenPages", peer_pb2.ReopenPagesRequest),
     ("SendImages", peer_pb2.ImageChunk),
-    ("ReceivedPages", peer_pb2.ReceivedPagesRequest),
-    ("PageDigests", peer_pb2.ReceivedPagesRequest),
-    ("ReceivedChunk", peer_pb2.ReceivedChunkRequest),
+    ("HashedPages", peer_pb2.HashedPagesRequest),
+    ("ReceivedContent", peer_pb2.ReceivedContentRequest),
     ("Restore", peer_pb2.RestoreRequest),
     ("Resume", peer_pb2.ResumeRequest),
     ("Abort", peer_pb2.AbortRequest),
     ("AskWord", peer_pb2.AskWordRequest),
     ("RunHooks", peer_pb2.RunHooksRequest),
 )
-WAITS = {"ReceivedPages", "PageDigests", "ReceivedChunk", "Restore"}
+WAITS = {"HashedPages", "ReceivedContent", "Restore"}
+STREAMED = {"SendImages", "HashedPages"}  # requests
 PERSON_METHODS: tuple[tuple[str, type[Message]], ...] = (
     ("DescribeHost", agent_pb2.DescribeHostRequest),
     ("Check", facts_pb2.MigrationRequest),
@@ -126,12 +126,9 @@ class World:
         policy = PolicyFile(directory / "policy.toml")
         self.gate = Gatekeeper(policy, self.audit, lambda _: ROOT, LiveConnections(), look, lambda: 0)
 
-        async def digests(image: object) -> tuple[bytes, ...]:
-            return ()
-
         self.migrations = OutgoingMigrations(host, history, connect, self.journals)
         self.arrivals = Arrivals(
-            host, self.journals, HistoryObserver(history), listener.expect, connect, digests, self.gate.admit
+            host, self.journals, HistoryObserver(history), listener.expect, connect, ReceivedFiles(), self.gate.admit
         )
         settlers = Settlers(host, self.journals, history, self.arrivals, connect)
         resolver = Resolver(host, history, self.journals, self.migrations, self.arrivals, settlers, connect)
@@ -181,7 +178,7 @@ class Service:
                     break
                 name, kind = self.methods[reader.byte() % len(self.methods)]
                 messages = []
-                for _ in range(1 + reader.byte() % 4 if name == "SendImages" else 1):
+                for _ in range(1 + reader.byte() % 4 if name in STREAMED else 1):
                     with contextlib.suppress(DecodeError):  # gRPC answers that by itself
                         messages.append(kind.FromString(reader.part()))
                 if messages:
@@ -194,7 +191,9 @@ class Service:
         method = getattr(service, name)
         if name == "SendImages":
             call = asyncio.ensure_future(method(_stream(messages), context))
-        elif name in ("ReceivedPages", "PageDigests", "WatchMigration"):
+        elif name == "HashedPages":
+            call = asyncio.ensure_future(_all_of(method(_stream(messages), context)))
+        elif name == "WatchMigration":
             call = asyncio.ensure_future(_all_of(method(messages[0], context)))
         else:
             call = asyncio.ensure_future(method(messages[0], context))
@@ -225,7 +224,7 @@ def calls(methods: tuple[tuple[str, type[Message]], ...], *wanted: tuple[str, Me
     """An input that makes these calls."""
     names = [name for name, _ in methods]
     return b"".join(
-        bytes([names.index(name)]) + (b"\0" if name == "SendImages" else b"") + part(message.SerializeToString())
+        bytes([names.index(name)]) + (b"\0" if name in STREAMED else b"") + part(message.SerializeToString())
         for name, message in wanted
     )
 
@@ -256,7 +255,8 @@ class Peer(Service):
                 ("ReopenPages", peer_pb2.ReopenPagesRequest(migration_id=migration_id)),
                 ("AskWord", peer_pb2.AskWordRequest(migration_id=migration_id)),
                 ("Resume", peer_pb2.ResumeRequest(migration_id=migration_id)),
-                ("ReceivedChunk", peer_pb2.ReceivedChunkRequest(migration_id=migration_id, name="pagemap-7.img")),
+                ("HashedPages", peer_pb2.HashedPagesRequest(migration_id=migration_id)),
+                ("ReceivedContent", peer_pb2.ReceivedContentRequest(migration_id=migration_id, name="pagemap-7.img")),
                 ("Abort", peer_pb2.AbortRequest(migration_id=migration_id, reason="r")),
             ]
             yield calls(PEER_METHODS, *steps)

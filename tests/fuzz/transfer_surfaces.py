@@ -139,7 +139,8 @@ class Pages:
             if received.page_bytes > LIMIT_BYTES:
                 raise Finding(f"{received.page_bytes} bytes were received")
             for image in received.images:
-                if sum(pages for _, pages in image.runs) * PAGE_BYTES != sum(each.size_bytes for each in image.pieces):
+                ends = [each.offset_bytes + each.pages * PAGE_BYTES - each.path.stat().st_size for each in image.placed]
+                if any(over > 0 for over in ends):
                     raise Finding(f"{image.pagemap_name} says something else than its files hold")
         if (used := self._sandbox.used_bytes()) > USED_BYTES:
             raise Finding(f"{used} bytes were written")

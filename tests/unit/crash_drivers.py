@@ -28,7 +28,7 @@ from phaul.migration.hooks import HookScene
 from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PreDumped, PreDumpRequest, RestoreRequest
 from phaul.migration.journal import Data, Mark, Record, last_of
 from phaul.migration.lazy import Loading, LoadingState
-from phaul.migration.page_images import Digests, PageImage
+from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy
 from phaul.migration.recovery import Word, destination_word, source_word
 from phaul.transfer.page_store import Received
@@ -333,13 +333,10 @@ class SimPeer:
 
         return await self._send("send_images", act)
 
-    async def received_pages(self, migration_id: str) -> tuple[PageImage, ...]:
-        return await self._send("received_pages", lambda: self._there.arrivals.received_pages(migration_id))
+    async def hashed_pages(self, migration_id: str, pending: Sequence[PageImage]) -> tuple[HashedImage, ...]:
+        return await self._send("hashed_pages", lambda: self._there.arrivals.hashed_pages(migration_id, pending))
 
-    async def page_digests(self, migration_id: str) -> Digests:
-        return await self._send("page_digests", lambda: self._there.arrivals.page_digests(migration_id))
-
-    async def received_chunk(self, migration_id: str, name: str, number: int) -> bytes:
+    async def received_content(self, migration_id: str, name: str, runs: Runs) -> bytes:
         return b""
 
     async def restore(self, migration_id: str) -> RestoredCopy:

@@ -34,7 +34,9 @@ from phaul.migration.facts import (
 from phaul.migration.hooks import AFTER_THE_DECISION, Stage
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, ended, last_of
+from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.peer import Reservation
+from phaul.migration.reception import ReceivedPages
 from phaul.migration.settlement import settle_destination, settle_source
 from phaul.transfer.page_store import Received, ReceivedImage
 from tests.unit.crash_drivers import (
@@ -70,9 +72,14 @@ async def everybody(*_: object) -> None:
     """Every migration may come in."""
 
 
-async def no_digests(_: object) -> tuple[bytes, ...]:
+class NoPages:
     """The memory of a tree in this world is always b""."""
-    return ()
+
+    async def hashed(self, received: ReceivedPages, pending: Sequence[PageImage]) -> tuple[HashedImage, ...]:
+        return ()
+
+    async def content(self, received: ReceivedPages, name: str, runs: Runs) -> bytes:
+        return b""
 
 
 class SimHost:
@@ -139,13 +146,13 @@ class SimHost:
             hooks=FakeHooks(machine),
         )
         self.arrivals = Arrivals(
-            self.host, self.journals, self, self._receive, lambda _: self._peer(), no_digests, everybody
+            self.host, self.journals, self, self._receive, lambda _: self._peer(), NoPages(), everybody
         )
         for migration_id, journal in self.journals.by_id.items():
             if journal.records and not ended(journal.records):
                 self.run(lambda key=migration_id, unfinished=journal: self._settle(key, unfinished))  # type: ignore[misc]
 
-    def _receive(self, directory: Path, limit_bytes: int) -> SimReception:
+    def _receive(self, directory: Path, limit_bytes: int, expected_bytes: int) -> SimReception:
         reception = SimReception()
         self.receptions[directory.name] = reception
         return reception

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Sequence
 from itertools import pairwise
@@ -12,10 +13,12 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from phaul.migration.page_images import PageImage
+from phaul.errors import TransferError
+from phaul.migration.page_images import Block, HashedImage
 from phaul.system import task_memory
 from phaul.system.memory import page_size_bytes
-from phaul.system.task_memory import CHUNK_BYTES, RunningDigests, block_sizes, blocks_of, blocks_of_image, digests
+from phaul.system.task_memory import CHUNK_BYTES, RunningDigests, blocks_of
+from phaul.transfer.page_digests import FINE_BYTES
 from phaul.workloads import ahead, memory
 from tests.unit.process_trees import Start
 
@@ -50,11 +53,8 @@ def test_blocks_are_cut_by_address_alone(runs: list[tuple[int, int]]) -> None:
     assert list(found) == sorted(found)
 
 
-@given(ascending_runs(), st.integers(1, 5), st.integers(1, 9))
-def test_hashed_as_it_comes_or_from_files_it_is_the_same(
-    tmp_path_factory: pytest.TempPathFactory, runs: list[tuple[int, int]], files: int, at_once: int
-) -> None:
-    directory = tmp_path_factory.mktemp("pages")
+@given(ascending_runs(), st.integers(1, 9))
+def test_hashed_as_it_comes_it_is_the_same(runs: list[tuple[int, int]], at_once: int) -> None:
     content = os.urandom(sum(pages for _, pages in runs) * PAGE)
     running = RunningDigests()
     at = 0
@@ -65,22 +65,13 @@ def test_hashed_as_it_comes_or_from_files_it_is_the_same(
             running.feed(address, memoryview(content)[at : at + count])
             address += count
             at += count
-    pieces = []
-    size = len(content) // files // PAGE * PAGE
-    for number in range(files):
-        path = directory / str(number)
-        start = number * size
-        piece = content[start : start + size] if number < files - 1 else content[start:]
-        path.write_bytes(b"x" * PAGE * number + piece)
-        pieces.append((path, PAGE * number, len(piece)))
-    sizes = block_sizes(runs, PAGE)
     wanted = []
     start = 0
-    for size in sizes:
+    for _, segments in blocks_of(runs, PAGE):
+        size = sum(size for _, size in segments)
         wanted.append(xxhash.xxh3_128_digest(content[start : start + size]))
         start += size
     assert list(running.digests()) == wanted
-    assert list(digests(blocks_of_image(runs, pieces, PAGE))) == wanted
 
 
 HOLDS_MEMORY = """
@@ -94,17 +85,73 @@ with open("told", "w") as told:
 """
 
 
-def test_what_was_hashed_ahead_counts_only_where_it_was_guessed_right(
-    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def holder(start: Start, tmp_path: Path) -> tuple[int, int]:
+    """A process, and where it holds 64 pages, each seventh of them never touched."""
     process = start(HOLDS_MEMORY.format(page=PAGE)).pid
-    address = int((tmp_path / "told").read_text())
-    image = PageImage(f"pagemap-{process}.img", tuple((address + page * PAGE, 1) for page in range(1, 64) if page % 7))
-    plain = memory.digests_here([process], image, {})
-    assert ahead.hash_ahead([process], lambda: False) == {}, "it may run: nobody traces it"
-    monkeypatch.setattr(ahead, "_is_traced", lambda _: True)
-    known = ahead.hash_ahead([process], lambda: False)[image.name]
-    guessed = [known[number][0] == segments for number, segments in blocks_of(image.runs, PAGE)]
+    return process, int((tmp_path / "told").read_text())
+
+
+def hashed(process: int, address: int, block_bytes: int = CHUNK_BYTES, wrong: int = -1) -> HashedImage:
+    """What a destination says that has it all, but for a page that is `wrong`."""
+    runs = tuple((address + page * PAGE, 1) for page in range(64) if page % 7)
+    digests = []
+    for _, segments in blocks_of(runs, PAGE, block_bytes):
+        running = xxhash.xxh3_128()
+        for start, size in segments:
+            for page in range((start - address) // PAGE, (start + size - address) // PAGE):
+                running.update(bytes([page if page != wrong else 255]) * PAGE)
+        digests.append(running.digest())
+    return HashedImage(f"pagemap-{process}.img", runs, tuple(digests), block_bytes)
+
+
+@pytest.mark.parametrize("block_bytes", [CHUNK_BYTES, FINE_BYTES])
+def test_a_page_that_differs_is_found(holder: tuple[int, int], block_bytes: int) -> None:
+    process, address = holder
+    assert memory.differing([process], [hashed(*holder, block_bytes)], {}) == ()
+    (block,) = memory.differing([process], [hashed(*holder, block_bytes, wrong=40)], {})
+    assert any(at <= address + 40 * PAGE < at + pages * PAGE for at, pages in block.runs)
+    first, last = block.runs[0][0], block.runs[-1][0] + block.runs[-1][1] * PAGE - 1
+    assert first // block_bytes == last // block_bytes
+    here = b"".join(bytes([(at - address) // PAGE + n]) * PAGE for at, pages in block.runs for n in range(pages))
+    assert not memory.differs([process], block, here)
+    assert memory.differs([process], block, here[:-1] + b"x")
+    assert memory.differs([process], block, here[:-PAGE])
+
+
+def test_what_cannot_be_read_differs(holder: tuple[int, int]) -> None:
+    image = hashed(*holder)
+    gone = dataclasses.replace(image, runs=tuple((at % (64 * PAGE) + PAGE, pages) for at, pages in image.runs))
+    digests = (b"0" * 16,) * len(list(blocks_of(gone.runs, PAGE)))
+    found = memory.differing([holder[0]], [dataclasses.replace(gone, digests=digests)], {})
+    assert len(found) == len(digests)
+    with pytest.raises(TransferError, match="could not be read"):
+        memory.differs([holder[0]], found[0], b"")
+    shared = HashedImage("pagemap-shmem-1.img", ((0, 1),), (b"0" * 16,), CHUNK_BYTES)
+    assert memory.differing([holder[0]], [shared], {}) == (Block("pagemap-shmem-1.img", ((0, 1),)),)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        HashedImage("pagemap-1.img", ((0, 1),), (), CHUNK_BYTES),
+        HashedImage("../etc/passwd", ((0, 1),), (b"0" * 16,), CHUNK_BYTES),
+        HashedImage("pagemap-1.img", ((0, 1),), (b"0" * 16,), 2 * CHUNK_BYTES),
+    ],
+)
+def test_digests_that_make_no_sense_are_refused(image: HashedImage) -> None:
+    with pytest.raises(TransferError):
+        memory.differing([os.getpid()], [image], {})
+
+
+def test_what_was_hashed_ahead_is_not_hashed_again(holder: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    process, _ = holder
+    image = hashed(*holder)
+    known = ahead.hash_ahead([process], lambda: False)
+    guessed = [
+        known[image.name][number] == (segments, theirs)
+        for (number, segments), theirs in zip(blocks_of(image.runs, PAGE), image.digests, strict=True)
+    ]
     assert any(guessed)
     reads: list[object] = []
     read = task_memory.BlockReader.read
@@ -114,7 +161,9 @@ def test_what_was_hashed_ahead_counts_only_where_it_was_guessed_right(
         return read(self, segments)
 
     monkeypatch.setattr(task_memory.BlockReader, "read", counted)
-    assert memory.digests_here([process], image, known) == plain
+    assert memory.differing([process], [image], known) == ()
     assert len(reads) == guessed.count(False)
-    wrong = dict.fromkeys(known, (((address, PAGE),), b"wrong"))
-    assert memory.digests_here([process], image, wrong) == plain
+    reads.clear()
+    stale = {image.name: dict.fromkeys(known[image.name], (((0, PAGE),), b"wrong"))}
+    assert memory.differing([process], [image], stale) == ()
+    assert len(reads) == len(guessed)

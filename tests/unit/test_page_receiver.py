@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import xxhash
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -23,6 +24,7 @@ from phaul.system.mounts import mount_memory, unmount_memory
 from phaul.transfer.page_protocol import HEADER, HEADER_BEFORE_4_2, Command, Header, PageFlag, encode, task_image
 from phaul.transfer.page_receiver import PageReceiver
 from phaul.transfer.page_store import PageStore, Received
+from phaul.transfer.spare_room import NAME, SpareRoom
 from tests.unit.page_sender import PAGE_BYTES, Dump, Run, dumps
 from tests.unit.test_criu_session import open_descriptors
 
@@ -35,11 +37,13 @@ SOON_SECONDS = 10.0
 class Channel:
     """A receiver in a thread, and our end of its socket."""
 
-    def __init__(self, directory: Path, limit_bytes: int = LIMIT_BYTES, *, tcp: bool = False) -> None:
+    def __init__(
+        self, directory: Path, limit_bytes: int = LIMIT_BYTES, *, tcp: bool = False, spare: SpareRoom | None = None
+    ) -> None:
         self.directory = directory
         self.socket, theirs = tcp_pair() if tcp else socket.socketpair()
         self.socket.settimeout(SOON_SECONDS)
-        store = PageStore(directory, PAGE_BYTES, limit_bytes, encode_pagemap)
+        store = PageStore(directory, PAGE_BYTES, limit_bytes, encode_pagemap, spare)
         self.rounds: list[Received] = []
         self.receiver = PageReceiver(theirs, store, PAGE_BYTES, self.rounds.append)
         self.outcome: int | BaseException | None = None
@@ -148,6 +152,50 @@ def test_much_memory_arrives_over_tcp(tmp_path: Path) -> None:
     assert channel.answers(len(dump.answer)) == dump.answer
     assert channel.end() == len(dump.pages(image))
     check_received(tmp_path, dump)
+
+
+def wait_filled(spare: SpareRoom, count: int) -> None:
+    deadline = time.monotonic() + SOON_SECONDS
+    while spare.window(0, count) is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+@pytest.mark.parametrize("expected_mib", [1, 32])
+@pytest.mark.parametrize("sizes", [[1 << 20], [100_001]])
+def test_it_arrives_in_room_that_was_got_before(tmp_path: Path, expected_mib: int, sizes: list[int]) -> None:
+    """Where there is some, and where it is not worth it; the small image before has none."""
+    spare = SpareRoom(tmp_path, expected_mib << 20)
+    small, large = task_image(6), task_image(7)
+    pages = [1, (24 << 20) // PAGE_BYTES, 8191, 2, 4096]
+    runs = [
+        Run(large, index << 30, count, int(PageFlag.PRESENT), os.urandom(count * PAGE_BYTES))
+        for index, count in enumerate(pages)
+    ]
+    first = Run(small, 0, 3, int(PageFlag.PRESENT), os.urandom(3 * PAGE_BYTES))
+    dump = Dump((small, first, large, *runs), Command.FORCE_CLOSE)
+    if expected_mib == 32:
+        wait_filled(spare, 16 << 20)
+    channel = Channel(tmp_path, tcp=True, spare=spare)
+    channel.send(dump.stream(), sizes)
+    assert channel.answers(len(dump.answer)) == dump.answer
+    (received,) = channel.rounds
+    hashed = [xxhash.xxh3_128_digest(first.content)]
+    assert list(received.images[0].digests) == hashed
+    assert channel.end() == len(dump.pages(small)) + len(dump.pages(large))
+    check_received(tmp_path, dump)
+    assert not (tmp_path / NAME).exists()
+
+
+def test_room_that_nobody_took_is_given_back(tmp_path: Path) -> None:
+    before = open_descriptors()
+    spare = SpareRoom(tmp_path, 32 << 20)
+    assert (tmp_path / NAME).stat().st_size == 32 << 20
+    wait_filled(spare, 1)
+    spare.close()
+    spare.close()
+    assert (list(tmp_path.iterdir()), spare.ready, spare.window(0, 1)) == ([], False, None)
+    assert open_descriptors() == before
 
 
 def test_whether_there_is_a_parent_is_answered(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from phaul.criu.images import encode_pagemap
 from phaul.errors import TransferError
 from phaul.lab.fake_images import read_pages
-from phaul.system.task_memory import blocks_of_image
+from phaul.transfer.page_digests import PlacedReader
 from phaul.transfer.page_protocol import PageFlag, task_image
 from phaul.transfer.page_store import PageStore, Received, forget_rounds
 
@@ -28,6 +28,7 @@ class Task:
 
     memory: dict[int, bytes] = field(default_factory=dict)
     sent: set[int] = field(default_factory=set)
+    came: set[int] = field(default_factory=set)  # the addresses that the last round had to send
 
 
 def send_round(store: PageStore, tasks: dict[int, Task]) -> Received:
@@ -36,10 +37,12 @@ def send_round(store: PageStore, tasks: dict[int, Task]) -> Received:
     for image, task in tasks.items():
         has_parent = store.open(image, NAMES[image])
         assert store.has_parent(image) == has_parent
+        task.came = set()
         for number, content in sorted(task.memory.items()):
             if has_parent and number in task.sent:
                 assert list(store.add(image, number * PAGE, 1, PageFlag.PARENT)) == []
                 continue
+            task.came.add(number * PAGE)
             for descriptor, offset, count in store.add(image, number * PAGE, 1, PageFlag.PRESENT):
                 assert count == PAGE
                 os.pwrite(descriptor, content, offset)
@@ -84,10 +87,13 @@ def test_what_criu_reads_at_the_end_is_the_memory(
             there = {number * PAGE: content for number, content in task.memory.items()}
             assert dict(read_pages(directory, NAMES[image], PAGE)) == there
             (found,) = (each for each in received.images if each.pagemap_name == NAMES[image])
-            blocks = blocks_of_image(found.runs, found.pieces, PAGE)
-            content = b"".join(map(bytes, blocks)) if found.pieces else b""
-            assert content == b"".join(task.memory[number] for number in sorted(task.memory))
-            assert sum(pages for _, pages in found.runs) == len(task.memory)
+            with PlacedReader(found, PAGE) as reader:
+                for placed in found.placed:
+                    numbers = range(placed.address // PAGE, placed.address // PAGE + placed.pages)
+                    content = reader.read(((placed.address, placed.pages * PAGE),))
+                    assert content == b"".join(task.memory[number] for number in numbers)
+            assert sum(placed.pages for placed in found.placed) == len(task.memory)
+            assert {at + number * PAGE for at, pages in found.arrived for number in range(pages)} == task.came
         assert received.page_bytes == sum(len(task.memory) for task in tasks.values()) * PAGE
     store.close()
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from phaul.rpc.v1 import facts_pb2 as phaul_dot_rpc_dot_v1_dot_facts__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17phaul/rpc/v1/peer.proto\x12\x08phaul.v1\x1a\x18phaul/rpc/v1/facts.proto\"\x92\x01\n\x0eObserveRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\"\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x13.phaul.v1.FileFacts\x12\x15\n\rphaul_version\x18\x03 \x01(\t\x12)\n\taddresses\x18\x04 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05hooks\x18( \x03(\t\"\xdd\x02\n\x0ePrepareRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x10\n\x08root_pid\x18\x03 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\x18\n\x10keep_connections\x18\x07 \x01(\x08\x12\x11\n\tshell_job\x18\x08 \x01(\x08\x12\x13\n\x0bsource_port\x18\t \x01(\r\x12\x13\n\x0bsource_peer\x18\n \x01(\t\x12\x13\n\x0bsource_name\x18\x0b \x01(\t\x12\r\n\x05hooks\x18( \x03(\t\x12\x18\n\x10\x64\x65stination_host\x18) \x01(\t\x12\'\n\x07network\x18\x1e \x01(\x0b\x32\x16.phaul.v1.NetworkFacts\"H\n\x0cPrepareReply\x12\x19\n\x11page_channel_port\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"*\n\x12ReopenPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"p\n\nImageChunk\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\"0\n\x0fSendImagesReply\x12\x0e\n\x06images\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\",\n\x14ReceivedPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"J\n\x14ReceivedChunkRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0e\n\x06number\x18\x03 \x01(\r\"%\n\x12ReceivedChunkReply\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"-\n\x0cImageDigests\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x64igests\x18\x02 \x01(\x0c\"I\n\tPageImage\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x04\x12\r\n\x05pages\x18\x03 \x03(\x04\x12\x0c\n\x04last\x18\x04 \x01(\x08\"&\n\x0eRestoreRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"e\n\x0cRestoreReply\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x12\n\npage_bytes\x18\x02 \x01(\x04\x12\x12\n\nrestore_us\x18\x03 \x01(\x03\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"%\n\rResumeRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"\x1f\n\x0bResumeReply\x12\x10\n\x08warnings\x18\x01 \x03(\t\"4\n\x0c\x41\x62ortRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\nAbortReply\x12\x11\n\tleftovers\x18\x01 \x03(\t\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"D\n\x0fRunHooksRequest\x12\r\n\x05stage\x18\x01 \x01(\t\x12\"\n\x05scene\x18\x02 \x01(\x0b\x32\x13.phaul.v1.HookScene\"\xa3\x01\n\tHookScene\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x10\n\x08root_pid\x18\x02 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\t\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05\x66iles\x18\x07 \x03(\t\"1\n\rRunHooksReply\x12 \n\x05hooks\x18\x01 \x03(\x0b\x32\x11.phaul.v1.HookRun\"&\n\x0e\x41skWordRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\",\n\x0c\x41skWordReply\x12\x1c\n\x04word\x18\x01 \x01(\x0e\x32\x0e.phaul.v1.Word*\xb0\x01\n\x04Word\x12\x14\n\x10WORD_UNSPECIFIED\x10\x00\x12\x12\n\x0eWORD_NO_ANSWER\x10\x01\x12\x10\n\x0cWORD_UNKNOWN\x10\x02\x12\x12\n\x0eWORD_UNDECIDED\x10\x03\x12\x10\n\x0cWORD_ABORTED\x10\x04\x12\x12\n\x0eWORD_COMMITTED\x10\x05\x12\x11\n\rWORD_RESERVED\x10\x06\x12\r\n\tWORD_HELD\x10\x07\x12\x10\n\x0cWORD_RUNNING\x10\x08\x32\x95\x06\n\x04Peer\x12?\n\x07Observe\x12\x18.phaul.v1.ObserveRequest\x1a\x1a.phaul.v1.DestinationFacts\x12;\n\x07Prepare\x12\x18.phaul.v1.PrepareRequest\x1a\x16.phaul.v1.PrepareReply\x12\x43\n\x0bReopenPages\x12\x1c.phaul.v1.ReopenPagesRequest\x1a\x16.phaul.v1.PrepareReply\x12?\n\nSendImages\x12\x14.phaul.v1.ImageChunk\x1a\x19.phaul.v1.SendImagesReply(\x01\x12\x46\n\rReceivedPages\x12\x1e.phaul.v1.ReceivedPagesRequest\x1a\x13.phaul.v1.PageImage0\x01\x12G\n\x0bPageDigests\x12\x1e.phaul.v1.ReceivedPagesRequest\x1a\x16.phaul.v1.ImageDigests0\x01\x12M\n\rReceivedChunk\x12\x1e.phaul.v1.ReceivedChunkRequest\x1a\x1c.phaul.v1.ReceivedChunkReply\x12;\n\x07Restore\x12\x18.phaul.v1.RestoreRequest\x1a\x16.phaul.v1.RestoreReply\x12>\n\x08RunHooks\x12\x19.phaul.v1.RunHooksRequest\x1a\x17.phaul.v1.RunHooksReply\x12\x38\n\x06Resume\x12\x17.phaul.v1.ResumeRequest\x1a\x15.phaul.v1.ResumeReply\x12\x35\n\x05\x41\x62ort\x12\x16.phaul.v1.AbortRequest\x1a\x14.phaul.v1.AbortReply\x12;\n\x07\x41skWord\x12\x18.phaul.v1.AskWordRequest\x1a\x16.phaul.v1.AskWordReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17phaul/rpc/v1/peer.proto\x12\x08phaul.v1\x1a\x18phaul/rpc/v1/facts.proto\"\x92\x01\n\x0eObserveRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\"\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x13.phaul.v1.FileFacts\x12\x15\n\rphaul_version\x18\x03 \x01(\t\x12)\n\taddresses\x18\x04 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05hooks\x18( \x03(\t\"\xdd\x02\n\x0ePrepareRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x10\n\x08root_pid\x18\x03 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\x18\n\x10keep_connections\x18\x07 \x01(\x08\x12\x11\n\tshell_job\x18\x08 \x01(\x08\x12\x13\n\x0bsource_port\x18\t \x01(\r\x12\x13\n\x0bsource_peer\x18\n \x01(\t\x12\x13\n\x0bsource_name\x18\x0b \x01(\t\x12\r\n\x05hooks\x18( \x03(\t\x12\x18\n\x10\x64\x65stination_host\x18) \x01(\t\x12\'\n\x07network\x18\x1e \x01(\x0b\x32\x16.phaul.v1.NetworkFacts\"H\n\x0cPrepareReply\x12\x19\n\x11page_channel_port\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"*\n\x12ReopenPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"p\n\nImageChunk\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\"0\n\x0fSendImagesReply\x12\x0e\n\x06images\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"Z\n\x12HashedPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x04\x12\r\n\x05pages\x18\x04 \x03(\x04\"u\n\x0fHashedPagesPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x04\x12\r\n\x05pages\x18\x03 \x03(\x04\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\r\x12\x0c\n\x04last\x18\x06 \x01(\x08\"^\n\x16ReceivedContentRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x04\x12\r\n\x05pages\x18\x04 \x03(\x04\"\'\n\x14ReceivedContentReply\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"&\n\x0eRestoreRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"s\n\x0cRestoreReply\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x12\n\npage_bytes\x18\x02 \x01(\x04\x12\x12\n\nrestore_us\x18\x03 \x01(\x03\x12\x0c\n\x04lazy\x18\x04 \x01(\x08\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"%\n\rResumeRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"\x1f\n\x0bResumeReply\x12\x10\n\x08warnings\x18\x01 \x03(\t\"4\n\x0c\x41\x62ortRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\nAbortReply\x12\x11\n\tleftovers\x18\x01 \x03(\t\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"D\n\x0fRunHooksRequest\x12\r\n\x05stage\x18\x01 \x01(\t\x12\"\n\x05scene\x18\x02 \x01(\x0b\x32\x13.phaul.v1.HookScene\"\xa3\x01\n\tHookScene\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x10\n\x08root_pid\x18\x02 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\t\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05\x66iles\x18\x07 \x03(\t\"1\n\rRunHooksReply\x12 \n\x05hooks\x18\x01 \x03(\x0b\x32\x11.phaul.v1.HookRun\"&\n\x0e\x41skWordRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\",\n\x0c\x41skWordReply\x12\x1c\n\x04word\x18\x01 \x01(\x0e\x32\x0e.phaul.v1.Word*\xb0\x01\n\x04Word\x12\x14\n\x10WORD_UNSPECIFIED\x10\x00\x12\x12\n\x0eWORD_NO_ANSWER\x10\x01\x12\x10\n\x0cWORD_UNKNOWN\x10\x02\x12\x12\n\x0eWORD_UNDECIDED\x10\x03\x12\x10\n\x0cWORD_ABORTED\x10\x04\x12\x12\n\x0eWORD_COMMITTED\x10\x05\x12\x11\n\rWORD_RESERVED\x10\x06\x12\r\n\tWORD_HELD\x10\x07\x12\x10\n\x0cWORD_RUNNING\x10\x08\x32\xd6\x05\n\x04Peer\x12?\n\x07Observe\x12\x18.phaul.v1.ObserveRequest\x1a\x1a.phaul.v1.DestinationFacts\x12;\n\x07Prepare\x12\x18.phaul.v1.PrepareRequest\x1a\x16.phaul.v1.PrepareReply\x12\x43\n\x0bReopenPages\x12\x1c.phaul.v1.ReopenPagesRequest\x1a\x16.phaul.v1.PrepareReply\x12?\n\nSendImages\x12\x14.phaul.v1.ImageChunk\x1a\x19.phaul.v1.SendImagesReply(\x01\x12J\n\x0bHashedPages\x12\x1c.phaul.v1.HashedPagesRequest\x1a\x19.phaul.v1.HashedPagesPart(\x01\x30\x01\x12S\n\x0fReceivedContent\x12 .phaul.v1.ReceivedContentRequest\x1a\x1e.phaul.v1.ReceivedContentReply\x12;\n\x07Restore\x12\x18.phaul.v1.RestoreRequest\x1a\x16.phaul.v1.RestoreReply\x12>\n\x08RunHooks\x12\x19.phaul.v1.RunHooksRequest\x1a\x17.phaul.v1.RunHooksReply\x12\x38\n\x06Resume\x12\x17.phaul.v1.ResumeRequest\x1a\x15.phaul.v1.ResumeReply\x12\x35\n\x05\x41\x62ort\x12\x16.phaul.v1.AbortRequest\x1a\x14.phaul.v1.AbortReply\x12;\n\x07\x41skWord\x12\x18.phaul.v1.AskWordRequest\x1a\x16.phaul.v1.AskWordReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phaul.rpc.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORD']._serialized_start=1839
-  _globals['_WORD']._serialized_end=2015
+  _globals['_WORD']._serialized_start=1918
+  _globals['_WORD']._serialized_end=2094
   _globals['_OBSERVEREQUEST']._serialized_start=64
   _globals['_OBSERVEREQUEST']._serialized_end=210
   _globals['_PREPAREREQUEST']._serialized_start=213
@@ -46,38 +46,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGECHUNK']._serialized_end=794
   _globals['_SENDIMAGESREPLY']._serialized_start=796
   _globals['_SENDIMAGESREPLY']._serialized_end=844
-  _globals['_RECEIVEDPAGESREQUEST']._serialized_start=846
-  _globals['_RECEIVEDPAGESREQUEST']._serialized_end=890
-  _globals['_RECEIVEDCHUNKREQUEST']._serialized_start=892
-  _globals['_RECEIVEDCHUNKREQUEST']._serialized_end=966
-  _globals['_RECEIVEDCHUNKREPLY']._serialized_start=968
-  _globals['_RECEIVEDCHUNKREPLY']._serialized_end=1005
-  _globals['_IMAGEDIGESTS']._serialized_start=1007
-  _globals['_IMAGEDIGESTS']._serialized_end=1052
-  _globals['_PAGEIMAGE']._serialized_start=1054
-  _globals['_PAGEIMAGE']._serialized_end=1127
-  _globals['_RESTOREREQUEST']._serialized_start=1129
-  _globals['_RESTOREREQUEST']._serialized_end=1167
-  _globals['_RESTOREREPLY']._serialized_start=1169
-  _globals['_RESTOREREPLY']._serialized_end=1270
-  _globals['_RESUMEREQUEST']._serialized_start=1272
-  _globals['_RESUMEREQUEST']._serialized_end=1309
-  _globals['_RESUMEREPLY']._serialized_start=1311
-  _globals['_RESUMEREPLY']._serialized_end=1342
-  _globals['_ABORTREQUEST']._serialized_start=1344
-  _globals['_ABORTREQUEST']._serialized_end=1396
-  _globals['_ABORTREPLY']._serialized_start=1398
-  _globals['_ABORTREPLY']._serialized_end=1463
-  _globals['_RUNHOOKSREQUEST']._serialized_start=1465
-  _globals['_RUNHOOKSREQUEST']._serialized_end=1533
-  _globals['_HOOKSCENE']._serialized_start=1536
-  _globals['_HOOKSCENE']._serialized_end=1699
-  _globals['_RUNHOOKSREPLY']._serialized_start=1701
-  _globals['_RUNHOOKSREPLY']._serialized_end=1750
-  _globals['_ASKWORDREQUEST']._serialized_start=1752
-  _globals['_ASKWORDREQUEST']._serialized_end=1790
-  _globals['_ASKWORDREPLY']._serialized_start=1792
-  _globals['_ASKWORDREPLY']._serialized_end=1836
-  _globals['_PEER']._serialized_start=2018
-  _globals['_PEER']._serialized_end=2807
+  _globals['_HASHEDPAGESREQUEST']._serialized_start=846
+  _globals['_HASHEDPAGESREQUEST']._serialized_end=936
+  _globals['_HASHEDPAGESPART']._serialized_start=938
+  _globals['_HASHEDPAGESPART']._serialized_end=1055
+  _globals['_RECEIVEDCONTENTREQUEST']._serialized_start=1057
+  _globals['_RECEIVEDCONTENTREQUEST']._serialized_end=1151
+  _globals['_RECEIVEDCONTENTREPLY']._serialized_start=1153
+  _globals['_RECEIVEDCONTENTREPLY']._serialized_end=1192
+  _globals['_RESTOREREQUEST']._serialized_start=1194
+  _globals['_RESTOREREQUEST']._serialized_end=1232
+  _globals['_RESTOREREPLY']._serialized_start=1234
+  _globals['_RESTOREREPLY']._serialized_end=1349
+  _globals['_RESUMEREQUEST']._serialized_start=1351
+  _globals['_RESUMEREQUEST']._serialized_end=1388
+  _globals['_RESUMEREPLY']._serialized_start=1390
+  _globals['_RESUMEREPLY']._serialized_end=1421
+  _globals['_ABORTREQUEST']._serialized_start=1423
+  _globals['_ABORTREQUEST']._serialized_end=1475
+  _globals['_ABORTREPLY']._serialized_start=1477
+  _globals['_ABORTREPLY']._serialized_end=1542
+  _globals['_RUNHOOKSREQUEST']._serialized_start=1544
+  _globals['_RUNHOOKSREQUEST']._serialized_end=1612
+  _globals['_HOOKSCENE']._serialized_start=1615
+  _globals['_HOOKSCENE']._serialized_end=1778
+  _globals['_RUNHOOKSREPLY']._serialized_start=1780
+  _globals['_RUNHOOKSREPLY']._serialized_end=1829
+  _globals['_ASKWORDREQUEST']._serialized_start=1831
+  _globals['_ASKWORDREQUEST']._serialized_end=1869
+  _globals['_ASKWORDREPLY']._serialized_start=1871
+  _globals['_ASKWORDREPLY']._serialized_end=1915
+  _globals['_PEER']._serialized_start=2097
+  _globals['_PEER']._serialized_end=2823
 # @@protoc_insertion_point(module_scope)

@@ -282,108 +282,60 @@ class SendImagesReply(_message.Message):
 Global___SendImagesReply: _TypeAlias = SendImagesReply  # noqa: Y015
 
 @_typing.final
-class ReceivedPagesRequest(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
+class HashedPagesRequest(_message.Message):
+    """The first message names the migration, each of the others some pages."""
 
-    MIGRATION_ID_FIELD_NUMBER: _builtins.int
-    migration_id: _builtins.str
-    def __init__(
-        self,
-        *,
-        migration_id: _builtins.str = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReceivedPagesRequest: _TypeAlias = ReceivedPagesRequest  # noqa: Y015
-
-@_typing.final
-class ReceivedChunkRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
-    NUMBER_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     name: _builtins.str
     """of the pagemap"""
-    number: _builtins.int
-    """of the block, from 0"""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the runs"""
+
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the runs, as many"""
+
     def __init__(
         self,
         *,
         migration_id: _builtins.str = ...,
         name: _builtins.str = ...,
-        number: _builtins.int = ...,
+        addresses: _abc.Iterable[_builtins.int] | None = ...,
+        pages: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id", "name", b"name", "number", b"number"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "migration_id", b"migration_id", "name", b"name", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___ReceivedChunkRequest: _TypeAlias = ReceivedChunkRequest  # noqa: Y015
+Global___HashedPagesRequest: _TypeAlias = HashedPagesRequest  # noqa: Y015
 
 @_typing.final
-class ReceivedChunkReply(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTENT_FIELD_NUMBER: _builtins.int
-    content: _builtins.bytes
-    def __init__(
-        self,
-        *,
-        content: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ReceivedChunkReply: _TypeAlias = ReceivedChunkReply  # noqa: Y015
-
-@_typing.final
-class ImageDigests(_message.Message):
-    """A piece of the digests of one image: XXH3-128 of each of its blocks, in order. A block is what the image has between two
-    multiples of 128 KiB.
+class HashedPagesPart(_message.Message):
+    """Some pages of one pagemap, and XXH3-128 of each of their blocks, in order. A block is what they have between two
+    multiples of block_bytes. Many come in several messages, the last of which says so.
     """
-
-    DESCRIPTOR: _descriptor.Descriptor
-
-    NAME_FIELD_NUMBER: _builtins.int
-    DIGESTS_FIELD_NUMBER: _builtins.int
-    name: _builtins.str
-    digests: _builtins.bytes
-    """16 bytes each"""
-    def __init__(
-        self,
-        *,
-        name: _builtins.str = ...,
-        digests: _builtins.bytes = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digests", b"digests", "name", b"name"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ImageDigests: _TypeAlias = ImageDigests  # noqa: Y015
-
-@_typing.final
-class PageImage(_message.Message):
-    """One pagemap. A long one comes in several messages, the last of which says so."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     PAGES_FIELD_NUMBER: _builtins.int
+    DIGESTS_FIELD_NUMBER: _builtins.int
+    BLOCK_BYTES_FIELD_NUMBER: _builtins.int
     LAST_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    digests: _builtins.bytes
+    """16 bytes each"""
+    block_bytes: _builtins.int
     last: _builtins.bool
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -399,15 +351,71 @@ class PageImage(_message.Message):
         name: _builtins.str = ...,
         addresses: _abc.Iterable[_builtins.int] | None = ...,
         pages: _abc.Iterable[_builtins.int] | None = ...,
+        digests: _builtins.bytes = ...,
+        block_bytes: _builtins.int = ...,
         last: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "last", b"last", "name", b"name", "pages", b"pages"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "block_bytes", b"block_bytes", "digests", b"digests", "last", b"last", "name", b"name", "pages", b"pages"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___PageImage: _TypeAlias = PageImage  # noqa: Y015
+Global___HashedPagesPart: _TypeAlias = HashedPagesPart  # noqa: Y015
+
+@_typing.final
+class ReceivedContentRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    name: _builtins.str
+    """of the pagemap"""
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the runs"""
+
+    @_builtins.property
+    def pages(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """of the runs, as many"""
+
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        name: _builtins.str = ...,
+        addresses: _abc.Iterable[_builtins.int] | None = ...,
+        pages: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "migration_id", b"migration_id", "name", b"name", "pages", b"pages"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceivedContentRequest: _TypeAlias = ReceivedContentRequest  # noqa: Y015
+
+@_typing.final
+class ReceivedContentReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTENT_FIELD_NUMBER: _builtins.int
+    content: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        content: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content", b"content"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReceivedContentReply: _TypeAlias = ReceivedContentReply  # noqa: Y015
 
 @_typing.final
 class RestoreRequest(_message.Message):
@@ -435,12 +443,15 @@ class RestoreReply(_message.Message):
     PID_FIELD_NUMBER: _builtins.int
     PAGE_BYTES_FIELD_NUMBER: _builtins.int
     RESTORE_US_FIELD_NUMBER: _builtins.int
+    LAZY_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
     pid: _builtins.int
     page_bytes: _builtins.int
     """received over the page channel"""
     restore_us: _builtins.int
     """CRIU alone"""
+    lazy: _builtins.bool
+    """its pages are put in place while it runs"""
     @_builtins.property
     def hooks(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.HookRun]:
         """those of setup-namespaces"""
@@ -451,11 +462,12 @@ class RestoreReply(_message.Message):
         pid: _builtins.int = ...,
         page_bytes: _builtins.int = ...,
         restore_us: _builtins.int = ...,
+        lazy: _builtins.bool = ...,
         hooks: _abc.Iterable[_facts_pb2.HookRun] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "page_bytes", b"page_bytes", "pid", b"pid", "restore_us", b"restore_us"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hooks", b"hooks", "lazy", b"lazy", "page_bytes", b"page_bytes", "pid", b"pid", "restore_us", b"restore_us"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

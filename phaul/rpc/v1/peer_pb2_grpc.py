@@ -55,20 +55,15 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageChunk.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.SendImagesReply.FromString,
                 _registered_method=True)
-        self.ReceivedPages = channel.unary_stream(
-                '/phaul.v1.Peer/ReceivedPages',
-                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
-                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
+        self.HashedPages = channel.stream_stream(
+                '/phaul.v1.Peer/HashedPages',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.HashedPagesRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.HashedPagesPart.FromString,
                 _registered_method=True)
-        self.PageDigests = channel.unary_stream(
-                '/phaul.v1.Peer/PageDigests',
-                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
-                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageDigests.FromString,
-                _registered_method=True)
-        self.ReceivedChunk = channel.unary_unary(
-                '/phaul.v1.Peer/ReceivedChunk',
-                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkRequest.SerializeToString,
-                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkReply.FromString,
+        self.ReceivedContent = channel.unary_unary(
+                '/phaul.v1.Peer/ReceivedContent',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedContentRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedContentReply.FromString,
                 _registered_method=True)
         self.Restore = channel.unary_unary(
                 '/phaul.v1.Peer/Restore',
@@ -128,22 +123,16 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def ReceivedPages(self, request, context):
-        """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do.
+    def HashedPages(self, request_iterator, context):
+        """What arrived in the newest dump over the page channel, hashed where it lies, and what else of the pages named is
+        there; waits until all of the dump has come. After each dump; after the last one beside Restore, as the next one.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
-    def PageDigests(self, request, context):
-        """The same, hashed.
-        """
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-    def ReceivedChunk(self, request, context):
-        """A block of an image as it arrived, to see in what it differs.
+    def ReceivedContent(self, request, context):
+        """A block of an image as it lies there, to see in what it differs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,20 +196,15 @@ def add_PeerServicer_to_server(servicer, server):
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageChunk.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.SendImagesReply.SerializeToString,
             ),
-            'ReceivedPages': grpc.unary_stream_rpc_method_handler(
-                    servicer.ReceivedPages,
-                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.FromString,
-                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.SerializeToString,
+            'HashedPages': grpc.stream_stream_rpc_method_handler(
+                    servicer.HashedPages,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.HashedPagesRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.HashedPagesPart.SerializeToString,
             ),
-            'PageDigests': grpc.unary_stream_rpc_method_handler(
-                    servicer.PageDigests,
-                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.FromString,
-                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageDigests.SerializeToString,
-            ),
-            'ReceivedChunk': grpc.unary_unary_rpc_method_handler(
-                    servicer.ReceivedChunk,
-                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkRequest.FromString,
-                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkReply.SerializeToString,
+            'ReceivedContent': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReceivedContent,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedContentRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedContentReply.SerializeToString,
             ),
             'Restore': grpc.unary_unary_rpc_method_handler(
                     servicer.Restore,
@@ -367,7 +351,7 @@ class Peer:
             _registered_method=True)
 
     @staticmethod
-    def ReceivedPages(request,
+    def HashedPages(request_iterator,
             target,
             options=(),
             channel_credentials=None,
@@ -377,12 +361,12 @@ class Peer:
             wait_for_ready=None,
             timeout=None,
             metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
+        return grpc.experimental.stream_stream(
+            request_iterator,
             target,
-            '/phaul.v1.Peer/ReceivedPages',
-            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
-            phaul_dot_rpc_dot_v1_dot_peer__pb2.PageImage.FromString,
+            '/phaul.v1.Peer/HashedPages',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.HashedPagesRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.HashedPagesPart.FromString,
             options,
             channel_credentials,
             insecure,
@@ -394,34 +378,7 @@ class Peer:
             _registered_method=True)
 
     @staticmethod
-    def PageDigests(request,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.unary_stream(
-            request,
-            target,
-            '/phaul.v1.Peer/PageDigests',
-            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedPagesRequest.SerializeToString,
-            phaul_dot_rpc_dot_v1_dot_peer__pb2.ImageDigests.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)
-
-    @staticmethod
-    def ReceivedChunk(request,
+    def ReceivedContent(request,
             target,
             options=(),
             channel_credentials=None,
@@ -434,9 +391,9 @@ class Peer:
         return grpc.experimental.unary_unary(
             request,
             target,
-            '/phaul.v1.Peer/ReceivedChunk',
-            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkRequest.SerializeToString,
-            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedChunkReply.FromString,
+            '/phaul.v1.Peer/ReceivedContent',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedContentRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.ReceivedContentReply.FromString,
             options,
             channel_credentials,
             insecure,

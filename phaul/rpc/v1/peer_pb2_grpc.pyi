@@ -42,12 +42,12 @@ class PeerStub:
     """PRECOPY: the page channel broke. What came over it is forgotten, and another one is waited for."""
     SendImages: _grpc.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
-    ReceivedPages: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]
-    """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do."""
-    PageDigests: _grpc.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.ImageDigests]
-    """The same, hashed."""
-    ReceivedChunk: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]
-    """A block of an image as it arrived, to see in what it differs."""
+    HashedPages: _grpc.StreamStreamMultiCallable[_peer_pb2.HashedPagesRequest, _peer_pb2.HashedPagesPart]
+    """What arrived in the newest dump over the page channel, hashed where it lies, and what else of the pages named is
+    there; waits until all of the dump has come. After each dump; after the last one beside Restore, as the next one.
+    """
+    ReceivedContent: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ReceivedContentRequest, _peer_pb2.ReceivedContentReply]
+    """A block of an image as it lies there, to see in what it differs."""
     Restore: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     RunHooks: _grpc.UnaryUnaryMultiCallable[_peer_pb2.RunHooksRequest, _peer_pb2.RunHooksReply]
@@ -70,12 +70,12 @@ class PeerAsyncStub(PeerStub):
     """PRECOPY: the page channel broke. What came over it is forgotten, and another one is waited for."""
     SendImages: _aio.StreamUnaryMultiCallable[_peer_pb2.ImageChunk, _peer_pb2.SendImagesReply]  # type: ignore[assignment]
     """TRANSFER: the images that are not memory. Returns once all are written and verified."""
-    ReceivedPages: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.PageImage]  # type: ignore[assignment]
-    """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do."""
-    PageDigests: _aio.UnaryStreamMultiCallable[_peer_pb2.ReceivedPagesRequest, _peer_pb2.ImageDigests]  # type: ignore[assignment]
-    """The same, hashed."""
-    ReceivedChunk: _aio.UnaryUnaryMultiCallable[_peer_pb2.ReceivedChunkRequest, _peer_pb2.ReceivedChunkReply]  # type: ignore[assignment]
-    """A block of an image as it arrived, to see in what it differs."""
+    HashedPages: _aio.StreamStreamMultiCallable[_peer_pb2.HashedPagesRequest, _peer_pb2.HashedPagesPart]  # type: ignore[assignment]
+    """What arrived in the newest dump over the page channel, hashed where it lies, and what else of the pages named is
+    there; waits until all of the dump has come. After each dump; after the last one beside Restore, as the next one.
+    """
+    ReceivedContent: _aio.UnaryUnaryMultiCallable[_peer_pb2.ReceivedContentRequest, _peer_pb2.ReceivedContentReply]  # type: ignore[assignment]
+    """A block of an image as it lies there, to see in what it differs."""
     Restore: _aio.UnaryUnaryMultiCallable[_peer_pb2.RestoreRequest, _peer_pb2.RestoreReply]  # type: ignore[assignment]
     """RESTORE: waits for the page channel's end, restores and holds at the gate."""
     RunHooks: _aio.UnaryUnaryMultiCallable[_peer_pb2.RunHooksRequest, _peer_pb2.RunHooksReply]  # type: ignore[assignment]
@@ -121,28 +121,22 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         """TRANSFER: the images that are not memory. Returns once all are written and verified."""
 
     @_abc_1.abstractmethod
-    def ReceivedPages(
+    def HashedPages(
         self,
-        request: _peer_pb2.ReceivedPagesRequest,
+        request_iterator: _MaybeAsyncIterator[_peer_pb2.HashedPagesRequest],
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_peer_pb2.PageImage], _abc.AsyncIterator[_peer_pb2.PageImage]]:
-        """What arrived over the page channel; waits until all has. Runs beside Restore, as the next two do."""
+    ) -> _typing.Union[_abc.Iterator[_peer_pb2.HashedPagesPart], _abc.AsyncIterator[_peer_pb2.HashedPagesPart]]:
+        """What arrived in the newest dump over the page channel, hashed where it lies, and what else of the pages named is
+        there; waits until all of the dump has come. After each dump; after the last one beside Restore, as the next one.
+        """
 
     @_abc_1.abstractmethod
-    def PageDigests(
+    def ReceivedContent(
         self,
-        request: _peer_pb2.ReceivedPagesRequest,
+        request: _peer_pb2.ReceivedContentRequest,
         context: _ServicerContext,
-    ) -> _typing.Union[_abc.Iterator[_peer_pb2.ImageDigests], _abc.AsyncIterator[_peer_pb2.ImageDigests]]:
-        """The same, hashed."""
-
-    @_abc_1.abstractmethod
-    def ReceivedChunk(
-        self,
-        request: _peer_pb2.ReceivedChunkRequest,
-        context: _ServicerContext,
-    ) -> _typing.Union[_peer_pb2.ReceivedChunkReply, _abc.Awaitable[_peer_pb2.ReceivedChunkReply]]:
-        """A block of an image as it arrived, to see in what it differs."""
+    ) -> _typing.Union[_peer_pb2.ReceivedContentReply, _abc.Awaitable[_peer_pb2.ReceivedContentReply]]:
+        """A block of an image as it lies there, to see in what it differs."""
 
     @_abc_1.abstractmethod
     def Restore(

@@ -1,8 +1,9 @@
 """The workload of the benchmark: much random memory, a tick by UDP every millisecond, and one TCP connection.
 
-Run on a lab host as `workload.py MIB OWN_ADDRESS LISTENER UDP_PORT TCP_PORT CONTENT`; it ends with its TCP connection.
-CONTENT is `random`, or `compressible`: objects of 64 bytes, 24 of them random, as a heap has them. Every
-tick carries the next number. A line on the TCP connection is answered with a checksum of the memory.
+Run on a lab host as `workload.py MIB OWN_ADDRESS LISTENER UDP_PORT TCP_PORT CONTENT PAGES`; it ends with its TCP
+connection. CONTENT is `random`, or `compressible`: objects of 64 bytes, 24 of them random, as a heap has them. PAGES
+are written each second, one after the other over HOT_MIB of it, with what they hold already. Every tick carries the
+next number. A line on the TCP connection is answered with a checksum of the memory.
 """
 
 import os
@@ -13,7 +14,10 @@ import time
 import zlib
 
 MIB = 1 << 20
+PAGE = 4096
+HOT_MIB = 16
 TICK_SECONDS = 0.001
+MOST_AT_ONCE = 64  # pages
 TCP_EVERY_TICKS = 8  # a number goes over the connection as well
 NUMBER = struct.Struct("!Q")
 FRESH_BYTES = 24
@@ -22,7 +26,7 @@ OBJECT = bytes(range(40))
 
 def main() -> None:
     """Fill the memory, then tick until the connection ends."""
-    mib, own, listener, udp_port, tcp_port, content = sys.argv[1:]
+    mib, own, listener, udp_port, tcp_port, content, pages = sys.argv[1:]
     memory = bytearray(int(mib) * MIB)
     for start in range(0, len(memory), MIB):
         chunk = os.urandom(MIB)
@@ -34,9 +38,19 @@ def main() -> None:
     ticks.connect((listener, int(udp_port)))
     connection = socket.create_connection((listener, int(tcp_port)), source_address=(own, 0))
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    number = 0
+    number = written = 0
+    hot = min(HOT_MIB, int(mib)) * MIB
+    began = time.monotonic()
     while True:
         number += 1
+        if int(pages):
+            # After a standstill the pace goes on as if there had been none: what was not written is not made up for.
+            due = int((time.monotonic() - began) * int(pages)) - written
+            for _ in range(min(due, MOST_AT_ONCE)):
+                place = written * PAGE % hot
+                memory[place] = memory[place]
+                written += 1
+            written += max(0, due - MOST_AT_ONCE)
         try:
             ticks.send(NUMBER.pack(number))
         except OSError:
