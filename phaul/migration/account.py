@@ -1,13 +1,25 @@
-"""The account of a completed migration, put together from what the coordinator knows at its end. Pure."""
+"""What the coordinator says of a migration as it begins, and the account of a completed one at its end. Pure."""
 
 from __future__ import annotations
 
-from phaul.migration.events import MigrationReport
+from phaul.migration.events import MigrationReport, Started
 from phaul.migration.facts import AddressFacts, Mode, WorkloadFacts
 from phaul.migration.peer import RestoredCopy
 from phaul.migration.rounds import PreCopy
 from phaul.migration.sending import Sending
 from phaul.migration.timeline import Timeline
+
+
+def started(facts: WorkloadFacts, destination: str) -> Started:
+    """What is known once preflight has looked at the workload."""
+    return Started(
+        root_pid=facts.root_pid,
+        command=facts.tasks[0].command,
+        destination=destination,
+        processes=len(facts.tasks),
+        memory_bytes=facts.memory_bytes,
+        connections=len(facts.connections),
+    )
 
 
 def account(

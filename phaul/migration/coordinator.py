@@ -21,7 +21,7 @@ from phaul.errors import (
     UnreachableError,
 )
 from phaul.migration import lazy, own_network, preflight
-from phaul.migration.account import account
+from phaul.migration.account import account, started
 from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import Allowed, check, every_workload
 from phaul.migration.events import (
@@ -32,7 +32,6 @@ from phaul.migration.events import (
     Phase,
     PhaseStarted,
     Role,
-    Started,
     Warning,
 )
 from phaul.migration.facts import AddressFacts, HookRun, MigrationRequest, Mode, Severity, WorkloadFacts
@@ -183,16 +182,7 @@ class Coordinator:
     async def _preflight(self) -> tuple[WorkloadFacts, tuple[AddressFacts, ...]]:
         found = await check(self._request, self._host, self._peer, self._allowed)
         facts = found.workload
-        self._events.emit(
-            Started(
-                root_pid=facts.root_pid,
-                command=facts.tasks[0].command,
-                destination=self._peer.name,
-                processes=len(facts.tasks),
-                memory_bytes=facts.memory_bytes,
-                connections=len(facts.connections),
-            )
-        )
+        self._events.emit(started(facts, self._peer.name))
         refusals = [problem for problem in found.problems if problem.severity is Severity.REFUSES]
         if refusals:
             raise preflight.refusal(refusals)

@@ -111,14 +111,9 @@ class Arrival:
         self._undo.add("the restored copy", self._discard)
         await self.hooks.restored()
         await self._host.reached(Role.DESTINATION, Phase.RESTORE)
-        await self._record_held(held, is_lazy=self._loader is not None)
-        self._copy = RestoredCopy(
-            held.tree.root_pid,
-            page_bytes,
-            held.tree.restore_us,
-            self.hooks.of_restore,
-            lazy=self._loader is not None,
-        )
+        hooks, is_lazy = self.hooks.of_restore, self._loader is not None
+        await self._record_held(held, is_lazy=is_lazy)
+        self._copy = RestoredCopy(held.tree.root_pid, page_bytes, held.tree.restore_us, hooks, is_lazy)
         return self._copy
 
     async def resume(self) -> tuple[str, ...]:

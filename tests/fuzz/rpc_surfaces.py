@@ -36,6 +36,7 @@ from tests.fuzz.sandbox import Sandbox
 from tests.fuzz.surface import Finding, Reader, log_nothing, part
 
 ANSWER_SECONDS = 10.0  # what takes longer hangs
+READER = ReceivedFiles()
 WAITING_SECONDS = 0.02  # for calls that wait for pages, which never come here
 MOST_CALLS = 12
 MIGRATION = "0badcafe"

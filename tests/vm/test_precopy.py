@@ -18,7 +18,7 @@ from .machines import PATIENCE_SECONDS, Workload, control_group
 
 ADDRESS = "10.77.0.191"
 REDIS_PORT = 6379
-VALUES, VALUE_BYTES = 40_000, 1000  # some 48 MiB as Redis keeps them
+VALUES, VALUE_BYTES = 60_000, 1000  # some 72 MiB as Redis keeps them: enough for a lazy restore
 WRITER_MIB = 96
 WRITER = [f"{PROGRAMS}/writer.py", str(WRITER_MIB)]
 
@@ -104,7 +104,11 @@ def test_a_redis_under_load_goes_in_rounds(machines: Lab, witness: Witness) -> N
         final_bytes = move.report["sent_bytes"] - sum(each["page_bytes"] for each in rounds(move))
         assert final_bytes < 0.2 * first["page_bytes"]
         assert last["predicted_downtime_us"] == move.report["predicted_downtime_us"] > 0
-        assert not list(b.path("/run/phaul/images").iterdir())
+        loading = b.path(f"/var/lib/phaul/migrations/{move.id}/loading")
+        wait_until(lambda: loading.read_text().split()[0] == "done", "its pages are not loaded", PATIENCE_SECONDS)
+        assert int(loading.read_text().split()[2]) > VALUES * VALUE_BYTES / 2, "of all rounds, not of the last alone"
+        images = b.path("/run/phaul/images")
+        wait_until(lambda: not list(images.iterdir()), "the images are kept", PATIENCE_SECONDS)
 
 
 def test_what_writes_too_fast_stays_unharmed(machines: Lab, writer: int) -> None:
