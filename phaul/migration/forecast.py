@@ -219,9 +219,9 @@ def _scaling(frozen_us: int, earlier_us: int) -> float:
     if frozen_us <= 0 or earlier_us <= 0:
         return 1.0
     ratio = frozen_us / earlier_us
-    if ratio > 1:
-        return min(MOST_SCALING, max(1.0, ratio / SAME_SIZE))
-    return max(1 / MOST_SCALING, min(1.0, ratio * SAME_SIZE))
+    if 1 / SAME_SIZE <= ratio <= SAME_SIZE:
+        return 1.0  # one round of a busy host differs as much from the next
+    return min(MOST_SCALING, max(1 / MOST_SCALING, ratio))
 
 
 def outcome_of(
