@@ -8,6 +8,7 @@ the time, but for a moment in each round.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,16 +18,17 @@ from phaul.migration.events import EventSink, RoundFinished, Warning
 from phaul.migration.facts import MigrationRequest, OnStall, WorkloadFacts
 from phaul.migration.forecast import OUTCOMES_KEPT, Outcome, Round, costs_of, outcome_of
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PreDumpRequest
+from phaul.migration.interfaces import PreDumped, PreDumpRequest
 from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.mode import contract_of
-from phaul.migration.peer import PeerAgent
+from phaul.migration.peer import PageChannel, PeerAgent
 from phaul.migration.sending import Sending
 from phaul.migration.undo import UndoStack, as_undo
 from phaul.migration.verification import Verification
 
 REOPEN_SECONDS = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)  # before each attempt to open a page channel again that broke
 FULL_SPEED_PERCENT = 100
+LOOK_SECONDS = 0.002  # between two looks at whether memory is on its way
 
 
 class PreCopy:
@@ -164,7 +166,7 @@ class PreCopy:
         delivered, before_us, self._begun_us = channel.delivered_bytes(), self._begun_us, clock.monotonic_us()
         request = PreDumpRequest(self._id, self._facts.root_pid, images, channel.fileno(), self.newest)
         speed_percent, self._speed_as_it_began = self._speed_as_it_began, self._speed_percent
-        done = await self._host.engine.pre_dump(request)
+        done = await self._pre_dump_at_full_speed(request, channel)
         self.newest = images
         self.sent_bytes += done.page_bytes
         return Round(
@@ -176,6 +178,30 @@ class PreCopy:
             interval_us=self._begun_us - before_us if self.rounds else 0,
             speed_percent=speed_percent,
         )
+
+    async def _pre_dump_at_full_speed(self, request: PreDumpRequest, channel: PageChannel) -> PreDumped:
+        """A throttled tree stands still for longer: the engine works inside its tasks, and waits until each may run.
+
+        So it is not throttled until its memory is on the way, which is when it runs again.
+        """
+        if self._quota is None:
+            return await self._host.engine.pre_dump(request)
+        await self.full_speed()
+        over = asyncio.Event()
+        slowing = asyncio.create_task(self._slow_again(channel, channel.sent_bytes(), over))
+        try:
+            done = await self._host.engine.pre_dump(request)
+        finally:
+            over.set()
+            await asyncio.wait([slowing])  # never in the middle of a change: the next may be the quota's putting back
+        await self._host.throttle.slow_to(self._quota, self._speed_percent)  # also where nothing was sent
+        return done
+
+    async def _slow_again(self, channel: PageChannel, sent_before: int, over: asyncio.Event) -> None:
+        while channel.sent_bytes() <= sent_before and not over.is_set():
+            await self._host.clock.sleep(LOOK_SECONDS)
+        if self._quota is not None and not over.is_set():
+            await self._host.throttle.slow_to(self._quota, self._speed_percent)
 
     def _tell(self, decision: Decision) -> None:
         newest = self.rounds[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 from collections.abc import Sequence
@@ -10,9 +11,10 @@ import pytest
 
 from phaul.errors import DumpError
 from phaul.lab import fake_engine
-from phaul.lab.fake_engine import MEMORY_ADDRESS
+from phaul.lab.fake_engine import MEMORY_ADDRESS, FakeEngine
 from phaul.lab.fake_machine import PAGE_BYTES, FakeTree, TreeState
 from phaul.lab.fakes import FakeWorkload
+from phaul.migration.interfaces import PreDumped, PreDumpRequest
 from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.rpc.v1 import agent_pb2, facts_pb2
 from tests.component.conftest import PID, Pair, tree
@@ -218,3 +220,27 @@ async def test_small_workloads_are_not_copied_in_rounds(pair: Pair) -> None:
     events = await migrate(pair, mode=facts_pb2.MODE_AUTO)
     assert outcome(events).report.mode == facts_pb2.MODE_STOP_AND_COPY
     assert "PRECOPY" not in phases(events)
+
+
+async def test_a_throttled_workload_is_frozen_at_full_speed(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine = pair.source.machine
+    machine.trees[PID].while_sent = writes(*range(600))  # type: ignore[assignment]
+    speeds: list[tuple[int, int]] = []
+    pre_dump = FakeEngine.pre_dump
+
+    async def noted(self: FakeEngine, request: PreDumpRequest) -> PreDumped:
+        before = machine.speed_percent
+        done = await pre_dump(self, request)
+        for _ in range(1000):  # until somebody has seen that memory was on its way
+            if machine.acts.count("throttle.slow_to") == 0 or machine.speed_percent < 100:
+                break
+            await asyncio.sleep(0.005)
+        speeds.append((before, machine.speed_percent))
+        return done
+
+    monkeypatch.setattr(FakeEngine, "pre_dump", noted)
+    events = await migrate(pair, max_downtime_seconds=0.0103, on_stall=facts_pb2.ON_STALL_THROTTLE)
+    assert outcome(events).error.code == "DowntimeError"
+    assert {before for before, _ in speeds} == {100}
+    assert min(after for _, after in speeds) < 100
+    assert machine.speed_percent == 100
