@@ -138,10 +138,14 @@ class Pages:
             received = rounds[-1]
             if received.page_bytes > LIMIT_BYTES:
                 raise Finding(f"{received.page_bytes} bytes were received")
-            for image in received.images:
-                ends = [each.offset_bytes + each.pages * PAGE_BYTES - each.path.stat().st_size for each in image.placed]
-                if any(over > 0 for over in ends):
-                    raise Finding(f"{image.pagemap_name} says something else than its files hold")
+            if (
+                sum(each.pages for image in received.images for each in image.placed) * PAGE_BYTES
+                != received.page_bytes
+            ):
+                raise Finding("it is said to be something else than what lies there")
+            arrived = sum(pages for image in received.images for _, pages in image.arrived) * PAGE_BYTES
+            if arrived > received.page_bytes:
+                raise Finding(f"{arrived} bytes arrived, of which only {received.page_bytes} are there")
         if (used := self._sandbox.used_bytes()) > USED_BYTES:
             raise Finding(f"{used} bytes were written")
         return rounds
