@@ -2,7 +2,7 @@
 
 Each surface runs in a process of its own. Inputs that reached new code stay in .cache/fuzz/SURFACE, from where the next
 run goes on; findings stay in .cache/fuzz/findings. `SURFACE --add FILE...` puts inputs into the corpus that the tests
-keep, which `make test` goes through; `--merge` adds the fewest of the cache's inputs that reach all that they do.
+keep, which `make test` goes through; `--keep` does so with the short ones of the cache.
 """
 
 from __future__ import annotations
@@ -31,10 +31,11 @@ SURFACES = {
     "ports": ("trust_surfaces", "Ports"),
 }
 MINUTES = 10
-LARGEST_KEPT_BYTES = 4096  # of an input that `--merge` puts into the corpus
+LARGEST_KEPT_BYTES = 1024  # of an input that `--keep` puts into the corpus
+MOST_KEPT = 100  # of them, the longest, which reach most: a checkout is no place for thousands
 
 
-def run_one(surface: str, seconds: float, seed: int, coverage: bool, merge_into: Path | None) -> int:
+def run_one(surface: str, seconds: float, seed: int, coverage: bool) -> int:
     """Fuzz one surface in this process; 1 for a finding."""
     from tests.fuzz import corpus_files, engines
 
@@ -64,7 +65,7 @@ def run_one(surface: str, seconds: float, seed: int, coverage: bool, merge_into:
         inputs = CACHE / surface
         for data in corpus:
             corpus_files.keep(inputs, data)
-        engines.libfuzzer(take, inputs, int(seconds), seed, findings, merge_into)
+        engines.libfuzzer(take, inputs, int(seconds), seed, findings)
     try:
         count, finding = engines.mutate(take, corpus, seconds, seed, findings)
     finally:
@@ -103,17 +104,14 @@ def run_all(surfaces: list[str], seconds: float, seed: int, jobs: int, coverage:
     return failed
 
 
-def merge(surfaces: list[str]) -> int:
-    """Put what the cache reaches into the corpus, in as few inputs as can be."""
+def keep(surfaces: list[str]) -> int:
+    """Put what has reached new code into the corpus, as far as it is short."""
     from tests.fuzz import corpus_files
 
     for surface in surfaces:
-        with tempfile.TemporaryDirectory() as smallest:
-            argv = [sys.executable, "-m", "tests.fuzz", "--one", "--merge-into", smallest, surface]
-            subprocess.run(argv, cwd=ROOT, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-            found = sorted(path.read_bytes() for path in Path(smallest).iterdir())
-        small = [data for data in found if len(data) <= LARGEST_KEPT_BYTES]
-        print(f"{surface}: {corpus_files.add(surface, 'reached more code', small)} added")
+        found = sorted((path.read_bytes() for path in (CACHE / surface).iterdir()), key=lambda data: (len(data), data))
+        short = [data for data in found if len(data) <= LARGEST_KEPT_BYTES]
+        print(f"{surface}: {corpus_files.add(surface, 'reached more code', short[-MOST_KEPT:])} added")
     return 0
 
 
@@ -126,8 +124,7 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, default=1, help="surfaces at a time")
     parser.add_argument("--plain", action="store_true", help="without coverage")
     parser.add_argument("--one", action="store_true", help="in this process")
-    parser.add_argument("--merge-into", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--merge", action="store_true", help="put what was reached into the corpus")
+    parser.add_argument("--keep", action="store_true", help="put what has reached new code into the corpus")
     parser.add_argument("--add", nargs="+", type=Path, metavar="FILE", help="put inputs into the corpus of SURFACE")
     arguments = parser.parse_args()
     surfaces = arguments.surfaces or list(SURFACES)
@@ -138,13 +135,13 @@ def main() -> int:
 
         corpus_files.add(surfaces[0], "brought a finding", [path.read_bytes() for path in arguments.add])
         return 0
-    if arguments.merge:
-        return merge(surfaces)
+    if arguments.keep:
+        return keep(surfaces)
     from tests.fuzz.engines import has_coverage
 
     coverage = has_coverage() and not arguments.plain
     if arguments.one:
-        return run_one(surfaces[0], arguments.seconds, arguments.seed, coverage, arguments.merge_into)
+        return run_one(surfaces[0], arguments.seconds, arguments.seed, coverage)
     if not coverage and not arguments.plain:
         print("atheris is not there: inputs are made without looking at what they reach")
     return run_all(surfaces, arguments.seconds, arguments.seed, arguments.jobs, coverage)

@@ -78,13 +78,8 @@ def mutated(dice: random.Random, corpus: Sequence[bytes]) -> bytes:
     return bytes(data[:LONGEST_BYTES])
 
 
-def libfuzzer(
-    take: Callable[[bytes], None], inputs: Path, seconds: int, seed: int, findings: Path, merge_into: Path | None = None
-) -> None:
-    """Never returns: the exit status says whether there was a finding. What reaches new code is added to `inputs`.
-
-    With `merge_into` nothing new is tried: the fewest inputs that reach all that `inputs` do are put there.
-    """
+def libfuzzer(take: Callable[[bytes], None], inputs: Path, seconds: int, seed: int, findings: Path) -> None:
+    """Never returns: the exit status says whether there was a finding. What reaches new code is added to `inputs`."""
     import atheris
 
     findings.mkdir(parents=True, exist_ok=True)
@@ -99,9 +94,5 @@ def libfuzzer(
         "verbosity": 0,
         "seed": seed,
     }
-    directories = [str(inputs)]
-    if merge_into:
-        options |= {"merge": 1}
-        directories = [str(merge_into), *directories]
-    atheris.Setup([sys.argv[0], *(f"-{name}={value}" for name, value in options.items()), *directories], take)
+    atheris.Setup([sys.argv[0], *(f"-{name}={value}" for name, value in options.items()), str(inputs)], take)
     atheris.Fuzz()

@@ -15,7 +15,7 @@ import pytest
 from tests.fuzz.__main__ import ROOT, SURFACES
 from tests.fuzz.sandbox import DIRECTORY
 
-SECONDS = 5
+SECONDS = 4
 
 
 @pytest.mark.parametrize("surface", SURFACES)
