@@ -83,7 +83,9 @@ class HostOwnNetworks:
                 there = [each async for each in await kernel.link("dump") if each.get_attr("IFLA_IFNAME") in names]
                 for each in there:
                     # As the engine makes them. One that was connected goes when its namespace does.
-                    if not each["flags"] & IFF_UP and not each.get_attr("IFLA_MASTER"):
+                    information = each.get_attr("IFLA_LINKINFO")
+                    is_veth = bool(information) and information.get_attr("IFLA_INFO_KIND") == "veth"
+                    if is_veth and not each["flags"] & IFF_UP and not each.get_attr("IFLA_MASTER"):
                         await _delete(kernel, each["index"])
                 names = {each.get_attr("IFLA_IFNAME") for each in there}
                 if names and time.monotonic() > deadline:

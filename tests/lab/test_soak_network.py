@@ -1,4 +1,4 @@
-"""A short soak of connections: six moves, judged by a capture at the client. `make soak-network` goes on for 200."""
+"""A short soak of connections: four moves, judged by a capture at the client. `make soak-network` goes on for 200."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.soak import network
 
 from .conftest import unique_name
 
-SEED = 3  # each of the three workloads moves
-MOVES = 6
+SEED = 1  # each of the three workloads moves
+MOVES = 4
 SLOWEST_MS = 3000  # a loaded machine; `make soak-network` tells what a quiet one takes
 
 
@@ -22,7 +22,7 @@ def fresh_lab() -> Iterator[Lab]:
         yield lab
 
 
-def test_six_moves(fresh_lab: Lab) -> None:
+def test_four_moves(fresh_lab: Lab) -> None:
     outcome = network.run(fresh_lab, SEED, MOVES)
     assert not outcome.wrong, outcome.wrong
     assert outcome.moves == MOVES

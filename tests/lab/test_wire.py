@@ -40,7 +40,7 @@ def check(stage: Stage, capture: Capture, client: Numbering, move: Move, *addres
     assert first < SLOWEST_FIRST_SECONDS
 
 
-@pytest.mark.parametrize("count", [1, 10, 500])
+@pytest.mark.parametrize("count", [1, 500])
 def test_connections_under_load(stage: Stage, count: int) -> None:
     """Half of them over IPv4, half over IPv6, to one dual-stack socket."""
     addresses = stage.add_address(stage.ip4), stage.add_address(stage.ip6)
