@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
         "--network", action="store_true", help="connections of every kind of network instead of a Redis"
     )
     parser.add_argument("--fault-every", type=int, default=FAULT_EVERY, help=f"one move in so many ({FAULT_EVERY})")
+    parser.add_argument("--minutes", type=float, default=LIMIT_SECONDS / 60, help="of --network, at most")
     parser.add_argument("--seed", type=int, help="draws the faults and their moments; a new one is printed")
     arguments = parser.parse_args()
     if arguments.seed is None:
@@ -55,10 +56,10 @@ def tell(outcome: Outcome, seconds: float) -> None:
         print("no value lost, no tick twice, nothing left behind")
 
 
-def soak_network(seed: int, moves: int) -> int:
+def soak_network(seed: int, moves: int, limit_seconds: float) -> int:
     """The soak of connections."""
     with Lab.up(f"soak-{os.getpid()}") as lab:
-        outcome = network.run(lab, seed, moves, lambda line: print(line, flush=True), limit_seconds=LIMIT_SECONDS)
+        outcome = network.run(lab, seed, moves, lambda line: print(line, flush=True), limit_seconds=limit_seconds)
     print(outcome.described())
     for wrong in outcome.wrong:
         print(f"WRONG: {wrong}")
@@ -72,7 +73,7 @@ def main() -> int:
     arguments = parse_arguments()
     print(f"seed {arguments.seed}", flush=True)
     if arguments.network:
-        return soak_network(arguments.seed, arguments.moves)
+        return soak_network(arguments.seed, arguments.moves, arguments.minutes * 60)
     began = time.monotonic()
     try:
         with Lab.up(f"soak-{os.getpid()}") as lab:
