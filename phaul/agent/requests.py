@@ -20,6 +20,7 @@ from phaul.migration.address_rules import parse_address
 from phaul.migration.dirty_rate import DirtyRateRequest
 from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest, NetworkFacts
 from phaul.migration.hooks import HookScene, Stage
+from phaul.migration.new_addresses import parse_new_address
 from phaul.migration.own_network import oddity
 from phaul.migration.page_images import PageImage, Runs
 from phaul.migration.peer import Reservation
@@ -143,6 +144,8 @@ def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
     _in("a PID", found.root_pid, 1, HIGHEST_PID)
     _addresses(found.addresses)
     hook_files(found.hooks)
+    for each in found.new_addresses[:MOST_ADDRESSES]:
+        parse_new_address(f"{each.old}={each.new}")
     for name in ("timeout_seconds", "freeze_timeout_seconds", "max_downtime_seconds"):
         _seconds(name, getattr(found, name))
     return found

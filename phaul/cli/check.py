@@ -57,6 +57,7 @@ def check(
         typer.Option("--drop-unaccepted", help="Accept the loss of connections that wait in a listen queue."),
     ] = False,
     hook: options.HookOption = None,
+    new_address: options.NewAddressOption = None,
     json_output: options.JsonOption = False,
     socket: options.SocketOption = None,
 ) -> None:
@@ -67,7 +68,12 @@ def check(
     path = options.socket_path(socket)
     from phaul.cli.migrate import Typed, absolute  # which shows reports with this module
 
-    typed = Typed(addresses=tuple(address or ()), drop_unaccepted=drop_unaccepted, hooks=absolute(hook or ()))
+    typed = Typed(
+        addresses=tuple(address or ()),
+        drop_unaccepted=drop_unaccepted,
+        hooks=absolute(hook or ()),
+        new_addresses=tuple(new_address or ()),
+    )
     run_command(_check(path, pid, to, typed, json_output), json_output=json_output)
 
 

@@ -80,6 +80,7 @@ def migrate(
     max_rounds: options.MaxRoundsOption = 0,
     on_stall: options.OnStallOption = OnStall.REFUSE,
     hook: options.HookOption = None,
+    new_address: options.NewAddressOption = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say whether it may go and what is in the way; touch nothing.")
     ] = False,
@@ -104,6 +105,7 @@ def migrate(
         max_rounds,
         on_stall,
         absolute(hook or ()),
+        tuple(new_address or ()),
     )
     run_command(_migrate(path, pid, to, typed, dry_run, json_output), json_output=json_output)
 
@@ -141,6 +143,7 @@ class Typed:
     max_rounds: int = 0
     on_stall: OnStall = OnStall.REFUSE
     hooks: tuple[str, ...] = ()
+    new_addresses: tuple[str, ...] = ()
 
 
 def absolute(files: Sequence[str]) -> tuple[str, ...]:
@@ -152,6 +155,7 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
     """Read what was typed; raises `UsageError` before any agent is asked."""
     from phaul.agent.destination import parse_destination
     from phaul.migration.address_rules import parse_address
+    from phaul.migration.new_addresses import parse_new_address
 
     max_downtime_seconds = _duration("--max-downtime", typed.max_downtime or "0")
     if typed.max_downtime and not max_downtime_seconds:
@@ -170,6 +174,9 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
         on_stall=facts_pb2.OnStall.Value(f"ON_STALL_{typed.on_stall.name}"),
         hooks=typed.hooks,
     )
+    for typed_pair in typed.new_addresses:
+        pair = parse_new_address(typed_pair)
+        request.new_addresses.append(facts_pb2.NewAddress(old=pair.old, new=pair.new))
     for address in typed.addresses:
         if address == "auto":
             request.auto_addresses = True

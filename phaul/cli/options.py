@@ -30,6 +30,15 @@ HookOption = Annotated[
         "May be given several times.",
     ),
 ]
+NewAddressOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--new-address",
+        metavar="OLD=NEW",
+        help="Bind what is bound to OLD to NEW, an address of the destination; all TCP connections are closed. "
+        "May be given several times.",
+    ),
+]
 BandwidthOption = Annotated[
     str,
     typer.Option(

@@ -11,13 +11,15 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from phaul.criu.address_images import usable_at_once
+from phaul.criu.addresses import readdress
 from phaul.criu.features import CriuFeatures, probe
 from phaul.criu.gates import CriuDump, CriuRestore
 from phaul.criu.guard import CopyGuard
 from phaul.criu.lazy_pages import PageLoader, look
 from phaul.criu.pre_dump import pre_dump
+from phaul.migration.engine_requests import DumpRequest, PreDumped, PreDumpRequest, RestoreRequest
 from phaul.migration.facts import HostFacts
-from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PreDumped, PreDumpRequest, RestoreRequest
+from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.rpc.criu import rpc_pb2
 from phaul.system.memory import page_size_bytes
@@ -89,12 +91,13 @@ class CriuEngine:
                 pid=request.root_pid,
                 notify_scripts=True,
                 tcp_established=request.keep_connections,
+                tcp_close=bool(request.new_addresses),
                 tcp_skip_in_flight=request.drop_unaccepted,
                 shell_job=request.shell_job,
                 file_locks=True,
                 link_remap=True,
                 ps=rpc_pb2.PageServer(fd=request.page_channel_fd),
-                network_lock=rpc_pb2.SKIP if request.fenced else _network_lock(features),
+                network_lock=rpc_pb2.SKIP if request.fenced or request.new_addresses else _network_lock(features),
                 parent_img=_beside(request.images, request.parent),
                 track_mem=request.parent is not None,  # or all is sent again (criu/mem.c: __page_in_parent)
             )
@@ -107,6 +110,7 @@ class CriuEngine:
                 about_to_freeze,
             )
             async with gate:
+                readdress(request.images, dict(request.new_addresses))
                 yield gate
 
     @asynccontextmanager
@@ -123,6 +127,7 @@ class CriuEngine:
                 log_level=LOG_LEVEL,
                 notify_scripts=True,
                 tcp_established=request.keep_connections,
+                tcp_close=request.close_connections,
                 shell_job=request.shell_job,
                 file_locks=True,
                 link_remap=True,  # how the network was locked, CRIU reads from the images

@@ -22,8 +22,8 @@ from phaul.criu.leftovers import boot_ticks, end_leftovers
 from phaul.criu.log import LogExcerpt, read_excerpt
 from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.errors import DefectError, DumpError, PhaulError, RestoreError
+from phaul.migration.engine_requests import RestoredTree
 from phaul.migration.guard import Guard
-from phaul.migration.interfaces import RestoredTree
 from phaul.rpc.criu import rpc_pb2
 from phaul.system import procfs
 from phaul.system.pidfd import HeldProcess

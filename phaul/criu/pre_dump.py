@@ -17,7 +17,7 @@ from phaul.criu.images import read_statistics
 from phaul.criu.log import read_excerpt
 from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.errors import DefectError, DumpError
-from phaul.migration.interfaces import PreDumped
+from phaul.migration.engine_requests import PreDumped
 from phaul.rpc.criu import rpc_pb2
 
 DRAIN_SECONDS = 10.0  # for a pre-dump that lost its page channel to give up

@@ -18,16 +18,9 @@ from pathlib import Path
 from phaul.errors import DumpError, RestoreError
 from phaul.lab.fake_images import read_pages
 from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree, TreeState
+from phaul.migration.engine_requests import DumpRequest, PreDumped, PreDumpRequest, RestoredTree, RestoreRequest
 from phaul.migration.facts import HostFacts
-from phaul.migration.interfaces import (
-    DumpRequest,
-    HeldDump,
-    HeldRestore,
-    PreDumped,
-    PreDumpRequest,
-    RestoredTree,
-    RestoreRequest,
-)
+from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.transfer import page_protocol
 from phaul.transfer.page_protocol import Command, Header, PageFlag

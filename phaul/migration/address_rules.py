@@ -165,7 +165,7 @@ def unaccepted_problems(request: MigrationRequest, connections: Sequence[Connect
         yield Problem(
             "unaccepted_connections",
             f"{count} {'connection waits' if count == 1 else 'connections wait'} to be accepted on "
-            f"{_listed(f'port {each.local_port}' for each in waiting)}, and CRIU cannot carry these.",
+            f"{listed(f'port {each.local_port}' for each in waiting)}, and CRIU cannot carry these.",
             "They will be reset, as asked for."
             if request.drop_unaccepted
             else "Try again when the server has accepted them, or ask for them to be dropped.",
@@ -189,7 +189,7 @@ def _homeless(
         yield Problem(
             "connection_address_missing",
             f"{len(found)} {'socket of the workload uses' if len(found) == 1 else 'sockets of the workload use'} the "
-            f"address {text}, which {host} does not have: {_listed(map(_worded, found))}.",
+            f"address {text}, which {host} does not have: {listed(map(worded, found))}.",
             f"Move the address with the workload: --address {here.address}/{here.prefix_length}."
             if here
             else "End these connections, or let the server listen on an address that both hosts have.",
@@ -211,7 +211,7 @@ def _left_behind(connections: Sequence[ConnectionFacts]) -> Iterator[Problem]:
         yield Problem(
             "peer_stays_behind",
             f"{len(lonely)} {'connection leads' if len(lonely) == 1 else 'connections lead'} to a process of the same "
-            f"host that would stay there: {_listed(map(_worded, lonely))}.",
+            f"host that would stay there: {listed(map(worded, lonely))}.",
             "`ss -tnp` shows who it is: end that connection, or migrate the tree that holds both ends.",
         )
 
@@ -233,7 +233,7 @@ def _ambiguous(
         yield Problem(
             "address_on_both_hosts",
             f"{host} has the local address of {len(found)} {'connection' if len(found) == 1 else 'connections'} too; "
-            f"whether its peer is reached from there is not known: {_listed(map(_worded, found))}.",
+            f"whether its peer is reached from there is not known: {listed(map(worded, found))}.",
             "If the peer is reached from both hosts by that address, nothing needs to be done.",
             Severity.WARNS,
         )
@@ -257,7 +257,7 @@ def _to_destination(
             "peer_on_destination",
             f"{len(found)} {'connection leads' if len(found) == 1 else 'connections lead'} to {host} itself, and "
             f"{'stands' if len(found) == 1 else 'stand'} still from PREPARE on until the workload runs there: "
-            f"{_listed(map(_worded, found))}.",
+            f"{listed(map(worded, found))}.",
             "Nothing is lost. Where that takes too long, --mode stop-and-copy makes it as short as the freeze.",
             Severity.WARNS,
         )
@@ -287,7 +287,8 @@ def _remote(each: ConnectionFacts) -> tuple[str, int]:
     return normal(each.remote_address), each.remote_port
 
 
-def _worded(each: ConnectionFacts) -> str:
+def worded(each: ConnectionFacts) -> str:
+    """Say what a socket is."""
     local = _endpoint(each.local_address, each.local_port)
     if not each.remote_port:
         return f"{each.protocol} {each.state} {local}"
@@ -298,7 +299,8 @@ def _endpoint(address: str, port: int) -> str:
     return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
 
 
-def _listed(items: Iterator[str] | map[str]) -> str:
+def listed(items: Iterator[str] | map[str]) -> str:
+    """Name the first few, and how many more there are."""
     every = list(dict.fromkeys(items))
     more = f" and {len(every) - LISTED_CONNECTIONS} more" if len(every) > LISTED_CONNECTIONS else ""
     return ", ".join(every[:LISTED_CONNECTIONS]) + more

@@ -25,6 +25,7 @@ class ArrivalHooks(HostHooks):
     def __init__(self, host: Host, reservation: Reservation, journal: Journal, images: Callable[[], Path]) -> None:
         super().__init__(host.hooks, Role.DESTINATION, scene_of(reservation), journal, images)
         self._setting_up: tuple[HookRun, ...] | None = None
+        self.decided = False  # past COMMIT nothing but the copy counts: none that fails stops its being restored again
         self._last: asyncio.Task[tuple[HookRun, ...]] | None = None
 
     @property
@@ -39,7 +40,8 @@ class ArrivalHooks(HostHooks):
     async def set_up(self) -> None:
         """The copy's namespaces are there: run those of setup-namespaces. Raises `HookError`."""
         self._setting_up = await self.run(Stage.SETUP_NAMESPACES)
-        refuse_failed(self._setting_up, "destination")
+        if not self.decided:
+            refuse_failed(self._setting_up, "destination")
 
     async def restored(self) -> None:
         """The copy is complete. For one without namespaces of its own CRIU has no such stage: its hooks run now."""

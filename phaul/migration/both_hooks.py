@@ -82,6 +82,7 @@ class BothHooks:
         self._here: HostHooks | None = None
         self._there: tuple[HookFacts, ...] = ()
         self._resumed: asyncio.Task[None] | None = None
+        self.undone_there: tuple[HookRun, ...] = ()  # what the destination has run as it undid its part
         self.images: Path | None = None  # on this host, once there is room for them
 
     def found(self, facts: WorkloadFacts, report: CheckReport, addresses: tuple[AddressFacts, ...]) -> None:
@@ -141,9 +142,9 @@ class BothHooks:
         if self._resumed is not None:
             await self._resumed
 
-    async def rolled_back(self, reason: str, there: tuple[HookRun, ...]) -> None:
-        """Everything is undone: run those of this host, once. `there` ran on the destination as it undid its part."""
-        for ran in there:
+    async def rolled_back(self, reason: str) -> None:
+        """Everything is undone: tell what ran on the destination meanwhile, and run those of this host, once."""
+        for ran in self.undone_there:
             self._tell_late(Role.DESTINATION, ran)
         if self._here is not None:
             await self._here.run_once(Stage.ROLLBACK, reason=reason, told=lambda ran: self._tell_late(Role.SOURCE, ran))

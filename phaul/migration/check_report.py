@@ -34,7 +34,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "Its addresses and connections": (
         "address_not_on_source", "address_prefix", "address_on_destination", "device_missing",
         "connection_address_missing", "port_taken", "connection_shared", "listener_shared", "peer_stays_behind",
-        "peer_on_destination", "unaccepted_connections", "address_on_both_hosts", "address_claimed",
+        "peer_on_destination", "new_address_unused", "new_address_moves", "new_address_missing",
+        "new_address_own_network", "connections_closed", "unaccepted_connections", "address_on_both_hosts",
+        "address_claimed",
         "address_of_own_network", "link_kind", "link_not_on_host", "link_without_bridge", "bridge_with_vlans",
         "bridge_missing", "mac_taken", "network_name_taken",
     ),

@@ -24,6 +24,7 @@ from phaul.migration import lazy, own_network, preflight
 from phaul.migration.account import account, started
 from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import Allowed, check, every_workload
+from phaul.migration.engine_requests import DumpRequest
 from phaul.migration.events import (
     EventSink,
     MigrationReport,
@@ -34,15 +35,15 @@ from phaul.migration.events import (
     Role,
     Warning,
 )
-from phaul.migration.facts import AddressFacts, HookRun, MigrationRequest, Mode, Severity, WorkloadFacts
+from phaul.migration.facts import AddressFacts, MigrationRequest, Mode, Severity, WorkloadFacts
 from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
-from phaul.migration.interfaces import DumpRequest, HeldDump, TreeHandle
+from phaul.migration.interfaces import HeldDump, TreeHandle
 from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.limits import Limits
 from phaul.migration.mode import choose
 from phaul.migration.peer import PeerAgent, Reservation, RestoredCopy
-from phaul.migration.plan import fenced, has_connections, plan
+from phaul.migration.plan import fenced, keeps_connections, plan
 from phaul.migration.progress import tell_progress
 from phaul.migration.recovery import Word
 from phaul.migration.resuming import resume
@@ -86,9 +87,7 @@ class Coordinator:
         self._reason = ""  # for undoing everything
         self._rounds: PreCopy | None = None
         self._hooks = BothHooks(migration_id, request, host, peer, events, journal, self._warn)
-        self._hooks_there: tuple[HookRun, ...] = ()  # of the destination's rollback
-        self.committed = False
-        self.killed = False
+        self.committed = self.killed = False
 
     async def run(self) -> MigrationReport:
         """Migrate. Returns when the destination runs the workload and the source is tidied up.
@@ -215,13 +214,14 @@ class Coordinator:
                 command=facts.tasks[0].command,
                 memory_bytes=facts.memory_bytes,
                 addresses=preflight.destination_addresses(self._request, addresses),
-                keep_connections=has_connections(facts),
+                keep_connections=keeps_connections(facts, self._request),
                 shell_job=facts.needs_shell_job,
                 network=self._network_there,
                 source_port=self._host.peer_port(),
                 source_peer="",
                 hooks=self._request.hooks,
                 destination_host=self._hooks.destination_host,
+                close_connections=bool(self._request.new_addresses),
             )
         )
         self._undo.add("the page channel", as_undo(channel.close))
@@ -273,11 +273,12 @@ class Coordinator:
             root_pid=facts.root_pid,
             images=self._images,
             page_channel_fd=channel.fileno(),
-            keep_connections=has_connections(facts),
+            keep_connections=keeps_connections(facts, self._request),
             shell_job=facts.needs_shell_job,
             drop_unaccepted=self._request.drop_unaccepted,
             fenced=fenced(facts, addresses),
             parent=self._rounds.newest if self._rounds else None,
+            new_addresses=tuple((each.old, each.new) for each in self._request.new_addresses),
         )
         # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
         self._undo.add("the workload's running on", self._keeper.run_again)
@@ -344,7 +345,7 @@ class Coordinator:
         await self._note(Mark.ROLLING_BACK)
         self._reason = error.message
         leftovers = await self._undo.unwind()
-        await self._hooks.rolled_back(error.message, self._hooks_there)
+        await self._hooks.rolled_back(error.message)
         if not leftovers:
             await self._note(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
         return leftovers
@@ -373,7 +374,7 @@ class Coordinator:
         except UnreachableError as error:
             self._warn(f"{error.message}; it will ask this host what became of the migration, and undo its part")
             return
-        self._hooks_there = aborted.hooks
+        self._hooks.undone_there = aborted.hooks
         if aborted.leftovers:
             raise PhaulError("; ".join(aborted.leftovers))
 

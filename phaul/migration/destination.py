@@ -13,14 +13,15 @@ from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
-from phaul.errors import DefectError, HookError, LostError, PhaulError, RestoreError
+from phaul.errors import DefectError, LostError, PhaulError, RestoreError
 from phaul.migration import lazy
 from phaul.migration.arrival_hooks import ArrivalHooks
+from phaul.migration.engine_requests import RestoreRequest
 from phaul.migration.events import Outcome, Phase, Role
 from phaul.migration.guard import Guard
 from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
-from phaul.migration.interfaces import HeldRestore, RestoreRequest, TreeIdentity
+from phaul.migration.interfaces import HeldRestore, TreeIdentity
 from phaul.migration.journal import Journal, Mark, last_of
 from phaul.migration.lazy import Loader, Loading, LoadingState
 from phaul.migration.peer import Aborted, Reservation, RestoredCopy
@@ -127,7 +128,7 @@ class Arrival:
         if self.resumed:
             return ()
         self.phase = Phase.RESUME
-        self.resumed = True
+        self.resumed = self.hooks.decided = True
         await self._journal.write(Mark.RESUMING)
         self._undo.forget()
         await self._host.reached(Role.DESTINATION, Phase.RESUME)
@@ -223,6 +224,7 @@ class Arrival:
                 root_pid=self.reservation.root_pid,
                 keep_connections=self.reservation.keep_connections,
                 shell_job=self.reservation.shell_job,
+                close_connections=self.reservation.close_connections,
                 lazy=is_lazy,
                 external=self._wire.external,
                 setting_up=self._set_up,
@@ -235,11 +237,7 @@ class Arrival:
 
     async def _set_up(self, root_pid: int) -> None:
         await self._wire.set_up(root_pid)
-        try:
-            await self.hooks.set_up()
-        except HookError:
-            if not self.resumed:  # past COMMIT nothing but the copy counts
-                raise
+        await self.hooks.set_up()
 
     async def _kill_copy(self) -> None:
         """See that nothing is left of the copy that was held last, whatever became of its CRIU."""

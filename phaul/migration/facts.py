@@ -287,6 +287,14 @@ class AddressRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class NewAddress:
+    """An address of the source that the workload's sockets are bound to, and the one of the destination for it."""
+
+    old: str
+    new: str
+
+
+@dataclass(frozen=True, slots=True)
 class MigrationRequest:
     """What the person asked for."""
 
@@ -304,6 +312,7 @@ class MigrationRequest:
     on_stall: OnStall = OnStall.REFUSE
     auto_addresses: bool = False  # move also those that the workload uses and nobody else does
     hooks: tuple[str, ...] = ()  # paths of action scripts, there on both hosts, that are run at every stage
+    new_addresses: tuple[NewAddress, ...] = ()  # with any, TCP connections are closed
 
 
 @dataclass(frozen=True, slots=True)

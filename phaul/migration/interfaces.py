@@ -12,6 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from phaul.migration.engine_requests import (
+    DumpRequest,
+    PreDumped,
+    PreDumpRequest,
+    RestoredTree,
+    RestoreRequest,
+)
 from phaul.migration.facts import FileFacts, HostFacts, Occupancy, WorkloadFacts
 from phaul.migration.guard import Guard
 from phaul.migration.journal import Data
@@ -182,64 +189,6 @@ class TreeHandle(Protocol):
     def close(self) -> None:
         """Give the pidfds back."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class DumpRequest:
-    """A final dump, as the engine is asked for it."""
-
-    migration_id: str
-    root_pid: int
-    images: Path  # an empty directory of our own, mode 0700, in memory
-    page_channel_fd: int  # a connected TCP socket to the destination's page receiver; stays the caller's
-    keep_connections: bool
-    shell_job: bool
-    drop_unaccepted: bool
-    fenced: bool  # no packet reaches any of the workload's connections, so the engine need not lock them itself
-    parent: Path | None = None  # the images of the newest round of pre-copy; None: all memory is sent
-
-
-@dataclass(frozen=True, slots=True)
-class PreDumpRequest:
-    """A round of pre-copy, as the engine is asked for it."""
-
-    migration_id: str
-    root_pid: int
-    images: Path  # a directory that is made for it, in memory, beside that of `parent`
-    page_channel_fd: int
-    parent: Path | None = None  # the images of the round before; None: all memory is sent
-
-
-@dataclass(frozen=True, slots=True)
-class PreDumped:
-    """A finished pre-dump. `page_bytes` is the content of the pages that were sent."""
-
-    page_bytes: int
-    frozen_us: int
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreRequest:
-    """A restore, as the engine is asked for it."""
-
-    migration_id: str
-    images: Path  # holds every image of the dump, verified
-    root_pid: int
-    keep_connections: bool
-    shell_job: bool
-    lazy: bool = False  # leave the pages to the loader that was made for this migration
-    external: tuple[str, ...] = ()  # outer ends of the copy's own network namespace, as `own_network.external` has them
-    # Awaited once the copy's namespaces are there, with its root's PID; what it raises ends the restore.
-    setting_up: Callable[[int], Awaitable[None]] | None = None
-    guard: Guard | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class RestoredTree:
-    """A restored copy held at the gate: complete, stopped, its packets fenced."""
-
-    root_pid: int
-    restore_us: int
 
 
 class HeldDump(Protocol):

@@ -77,6 +77,7 @@ class Reservation:
     shell_job: bool
     hooks: tuple[str, ...] = ()  # paths of action scripts that are run at every stage
     destination_host: str = ""  # as it named itself
+    close_connections: bool = False  # the copy's TCP connections are closed ones
     source_name: str = ""  # what the source's certificate calls it; the destination fills it in
     network: NetworkFacts | None = None  # of the workload alone; its outer ends are named as they shall be there
 

@@ -41,9 +41,9 @@ def planned_connections(data: Data) -> tuple[ConnectionFacts, ...]:
     return tuple(ConnectionFacts(**each) for each in data["connections"])
 
 
-def has_connections(facts: WorkloadFacts) -> bool:
-    """Whether CRIU must keep TCP connections: it refuses a dump with any unless told so."""
-    return any(connection.protocol == "tcp" for connection in facts.connections)
+def keeps_connections(facts: WorkloadFacts, request: MigrationRequest) -> bool:
+    """Whether CRIU must keep TCP connections: it refuses a dump with any unless told so, or told to close them."""
+    return not request.new_addresses and any(connection.protocol == "tcp" for connection in facts.connections)
 
 
 def fenced(facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> bool:

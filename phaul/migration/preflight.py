@@ -30,6 +30,7 @@ from phaul.migration.facts import (
 )
 from phaul.migration.file_rules import file_problems
 from phaul.migration.host_rules import capacity_problems, host_problems, version_of
+from phaul.migration.new_addresses import as_arriving, new_address_problems
 from phaul.migration.own_network import own_network_problems
 from phaul.migration.taken_rules import id_problems, occupied_problems, wanted_ids
 
@@ -59,17 +60,19 @@ def compare(
     Returns:
         Those that refuse first; within that, hosts, workload, IDs, files, memory, addresses. Each once.
     """
+    arriving = as_arriving(request, workload)
     found = [
         *host_problems(source, destination.host),
         *workload.problems,
         *id_problems(workload, destination),
-        *occupied_problems(workload, destination),
+        *occupied_problems(arriving, destination),
         *file_problems(workload.files, destination.files, destination.host.host_name),
         *capacity_problems(workload, source, destination.host),
+        *new_address_problems(request, workload, destination),
         *address_problems(request, source, destination),
         *own_network_problems(request, workload, destination),
         # Addresses of another network namespace say nothing of these hosts.
-        *([] if workload.has_own_network else connection_problems(request, workload.connections, source, destination)),
+        *([] if workload.has_own_network else connection_problems(request, arriving.connections, source, destination)),
         *unaccepted_problems(request, workload.connections),
         *claim_problems(destination.claims, workload, source, destination.host),
     ]

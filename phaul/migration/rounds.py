@@ -14,11 +14,11 @@ from pathlib import Path
 
 from phaul.errors import DowntimeError, DumpError, PhaulError, RolledBackError, TransferError, UnreachableError
 from phaul.migration.convergence import Action, Decision, decide, explain
+from phaul.migration.engine_requests import PreDumped, PreDumpRequest
 from phaul.migration.events import EventSink, RoundFinished, Warning
 from phaul.migration.facts import MigrationRequest, OnStall, WorkloadFacts
 from phaul.migration.forecast import OUTCOMES_KEPT, Outcome, Round, costs_of, outcome_of
 from phaul.migration.host import Host
-from phaul.migration.interfaces import PreDumped, PreDumpRequest
 from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.mode import contract_of
 from phaul.migration.peer import PageChannel, PeerAgent

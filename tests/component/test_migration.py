@@ -13,8 +13,9 @@ import pytest
 from phaul.errors import PhaulError, PreflightError, RestoreError
 from phaul.lab.fake_engine import FakeHeldRestore
 from phaul.lab.fake_machine import FakeTree, TreeState
+from phaul.migration.engine_requests import RestoreRequest
 from phaul.migration.facts import HostFacts
-from phaul.migration.interfaces import HeldRestore, RestoreRequest
+from phaul.migration.interfaces import HeldRestore
 from phaul.rpc.v1 import agent_pb2
 from tests.component.conftest import ADDRESS, PID, Pair, tree
 

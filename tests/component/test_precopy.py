@@ -14,7 +14,7 @@ from phaul.lab import fake_engine
 from phaul.lab.fake_engine import MEMORY_ADDRESS, FakeEngine
 from phaul.lab.fake_machine import PAGE_BYTES, FakeTree, TreeState
 from phaul.lab.fakes import FakeWorkload
-from phaul.migration.interfaces import PreDumped, PreDumpRequest
+from phaul.migration.engine_requests import PreDumped, PreDumpRequest
 from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.rpc.v1 import agent_pb2, facts_pb2
 from tests.component.conftest import PID, Pair, tree

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from phaul.errors import PhaulError, RestoreError, TransferError, UnreachableError
 from phaul.lab.fake_engine import FakeGuard, FakeHeldDump, FakeHeldRestore, FakeLoader
 from phaul.lab.fake_machine import AgentKilledError, FakeTree, TreeState
+from phaul.migration.engine_requests import DumpRequest, PreDumped, PreDumpRequest, RestoreRequest
 from phaul.migration.facts import (
     AddressFacts,
     DestinationFacts,
@@ -25,7 +26,7 @@ from phaul.migration.facts import (
     HostFacts,
 )
 from phaul.migration.hooks import HookScene
-from phaul.migration.interfaces import DumpRequest, HeldDump, HeldRestore, PreDumped, PreDumpRequest, RestoreRequest
+from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.journal import Data, Mark, Record, last_of
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.migration.page_images import HashedImage, PageImage, Runs

@@ -787,6 +787,30 @@ class AddressRequest(_message.Message):
 Global___AddressRequest: _TypeAlias = AddressRequest  # noqa: Y015
 
 @_typing.final
+class NewAddress(_message.Message):
+    """An address that the workload's sockets get in place of another."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLD_FIELD_NUMBER: _builtins.int
+    NEW_FIELD_NUMBER: _builtins.int
+    old: _builtins.str
+    new: _builtins.str
+    def __init__(
+        self,
+        *,
+        old: _builtins.str = ...,
+        new: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new", b"new", "old", b"old"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewAddress: _TypeAlias = NewAddress  # noqa: Y015
+
+@_typing.final
 class MigrationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -804,6 +828,7 @@ class MigrationRequest(_message.Message):
     ON_STALL_FIELD_NUMBER: _builtins.int
     AUTO_ADDRESSES_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
+    NEW_ADDRESSES_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
     drop_unaccepted: _builtins.bool
@@ -828,6 +853,8 @@ class MigrationRequest(_message.Message):
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """paths of action scripts on both hosts, run at every stage"""
 
+    @_builtins.property
+    def new_addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewAddress]: ...
     def __init__(
         self,
         *,
@@ -845,10 +872,11 @@ class MigrationRequest(_message.Message):
         on_stall: Global___OnStall.ValueType = ...,
         auto_addresses: _builtins.bool = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
+        new_addresses: _abc.Iterable[Global___NewAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "new_addresses", b"new_addresses", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -124,6 +124,7 @@ class PrepareRequest(_message.Message):
     HOOKS_FIELD_NUMBER: _builtins.int
     DESTINATION_HOST_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
+    CLOSE_CONNECTIONS_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
     source_host: _builtins.str
     root_pid: _builtins.int
@@ -139,6 +140,8 @@ class PrepareRequest(_message.Message):
     """filled in by the destination"""
     destination_host: _builtins.str
     """as it named itself"""
+    close_connections: _builtins.bool
+    """TCP connections are restored closed"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.AddressFacts]:
         """as they stand on the source; the device is what the destination shall use"""
@@ -168,10 +171,11 @@ class PrepareRequest(_message.Message):
         hooks: _abc.Iterable[_builtins.str] | None = ...,
         destination_host: _builtins.str = ...,
         network: _facts_pb2.NetworkFacts | None = ...,
+        close_connections: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "command", b"command", "destination_host", b"destination_host", "hooks", b"hooks", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "network", b"network", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_name", b"source_name", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "close_connections", b"close_connections", "command", b"command", "destination_host", b"destination_host", "hooks", b"hooks", "keep_connections", b"keep_connections", "memory_bytes", b"memory_bytes", "migration_id", b"migration_id", "network", b"network", "root_pid", b"root_pid", "shell_job", b"shell_job", "source_host", b"source_host", "source_name", b"source_name", "source_peer", b"source_peer", "source_port", b"source_port"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
