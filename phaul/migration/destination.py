@@ -118,7 +118,7 @@ class Arrival:
         return self._copy
 
     async def resume(self) -> tuple[str, ...]:
-        """RESUME: the source tree is dead. Lift the fence, pass the gate, tell the neighbours.
+        """RESUME: the source tree is dead. Pass the gate, lift the fence on the way, tell the neighbours.
 
         Should the copy have gone, it is restored again from the images. Raises `LostError` when that fails as well,
         with the images kept.
