@@ -10,6 +10,7 @@ that `ip netns` gives, and all settings but those of devices.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,11 @@ async def host_links() -> tuple[HostLink, ...]:
 async def look(root_pid: int) -> NetworkFacts:
     """Say how the namespace of a process is connected, and what of that cannot be made again elsewhere.
 
+    Nothing of one that lives in the agent's: then another process of its tree does not, for which it is refused.
     Raises `CommandError` or `OSError` where it cannot be looked into.
     """
+    if os.stat(network_of(root_pid)).st_ino == os.stat("/proc/self/ns/net").st_ino:  # noqa: PTH116 -- links of /proc
+        return NetworkFacts()
     shown = await run(["nsenter", f"--net={network_of(root_pid)}", "ip", "-json", "-details", "address", "show"])
     outside = await host_links()
     async with AsyncIPRoute() as kernel:

@@ -121,7 +121,7 @@ def take(root_pid: int) -> TreeSnapshot:
         unix=_unix_sockets(tree),
         netlink_unread=sockets.netlink_unread(root_pid),
         groups=sockets.multicast_groups(root_pid),
-        network_neighbours=_network_neighbours(tree) if tree.has_own_network else (),
+        network_neighbours=_network_neighbours(tree) if differs(tree.root, agent_namespaces, "net") else (),
         tracees=_traced_by(tree.pids),
         semaphores=semaphores,
         message_queues=queues,
