@@ -130,9 +130,13 @@ class Numbering(Client):
         """Say how the connections stand, in the order of the places."""
         return self._accounts("report")
 
-    def finish(self) -> list[Account]:
+    def brief(self) -> list[Account]:
+        """The same, of the arrivals only the last."""
+        return self._accounts("brief")
+
+    def finish(self, *, brief: bool = False) -> list[Account]:
         """Have all that was sent acknowledged, and end."""
-        return self._accounts("finish")
+        return self._accounts("finish brief" if brief else "finish")
 
     def _accounts(self, command: str) -> list[Account]:
         return [

@@ -219,10 +219,10 @@ class Stage:
 
     def wait_exchange(self, client: Numbering, blocks: int = 30) -> None:
         """Wait until every connection has had some more blocks acknowledged."""
-        wanted = [account.acknowledged + blocks for account in client.report()]
+        wanted = [account.acknowledged + blocks for account in client.brief()]
 
         def enough() -> bool:
-            accounts = client.report()
+            accounts = client.brief()
             assert not any(account.error for account in accounts), [account.error for account in accounts]
             return all(account.acknowledged >= want for account, want in zip(accounts, wanted, strict=True))
 

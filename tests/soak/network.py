@@ -77,7 +77,7 @@ def run(lab: Lab, seed: int, moves: int, say: Say = lambda _: None, *, limit_sec
         ]
         watched = [address for each in workloads for address in each.listens]
         capture = stack.enter_context(Capture(stage.client, *watched))
-        outcome.connections = sum(len(each.client.report()) for each in workloads)
+        outcome.connections = sum(len(each.client.brief()) for each in workloads)
         while outcome.moves < moves and time.monotonic() < ends_at and not outcome.wrong:
             workload = draw.choice(workloads)
             _move(stage, workload, capture, outcome)
@@ -87,7 +87,7 @@ def run(lab: Lab, seed: int, moves: int, say: Say = lambda _: None, *, limit_sec
         # Before the clients end: what they have not read by then is answered with one.
         outcome.wrong += [f"a reset: {line}" for line in capture.resets()]
         for workload in workloads:
-            for account in workload.client.finish():
+            for account in workload.client.finish(brief=True):
                 outcome.blocks += account.acknowledged
                 if account.error or account.sent != account.acknowledged:
                     outcome.wrong.append(f"{workload.name}: {account.error or 'blocks were never answered'}")

@@ -1,7 +1,8 @@
 """The numbering client: `numbering.py ADDRESS PORT [ADDRESS PORT]...` exchanges numbered blocks over each connection.
 
-Runs on the client. Reads commands from standard input: `report` prints one line of JSON, `finish` first waits until
-every block that was sent is acknowledged and ends then. Says `connected` once all connections are there.
+Runs on the client. Reads commands from standard input: `report` prints one line of JSON (`brief`: with the last arrival
+only, for exchanges that go on for long), `finish` first waits until every block that was sent is acknowledged and ends
+then. Says `connected` once all connections are there.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ class Connection:
         number = error.errno if isinstance(error, OSError) else None
         self.error = self.error or (errno.errorcode[number] if number else str(error))
 
-    def report(self) -> dict[str, object]:
+    def report(self, *, brief: bool = False) -> dict[str, object]:
         """Say how it went so far."""
         blocks = self.blocks
         return {
@@ -78,7 +79,7 @@ class Connection:
             "sent": blocks.sent,
             "acknowledged": blocks.acknowledged,
             "verified": blocks.verified,
-            "arrivals": self.arrivals,
+            "arrivals": self.arrivals[-1:] if brief else self.arrivals,
         }
 
     def end(self) -> None:
@@ -125,6 +126,7 @@ def main() -> None:
         if not connection.slow:
             selector.register(connection, selectors.EVENT_READ, connection)
     finish_at: float | None = None
+    brief = False
     send_at = time.monotonic()
     while True:
         now = time.monotonic()
@@ -143,9 +145,11 @@ def main() -> None:
                     selector.unregister(key.data)
                 continue
             command = os.read(0, 100).decode()  # one at a time: the asker waits for the answer
-            if command.startswith("report"):
-                print(json.dumps([each.report() for each in connections]), flush=True)
+            if command.startswith(("report", "brief")):
+                brief = command.startswith("brief")
+                print(json.dumps([each.report(brief=brief) for each in connections]), flush=True)
             else:
+                brief = command.endswith("brief\n")
                 finish_at = time.monotonic() + FINISH_SECONDS
                 selector.unregister(sys.stdin)
                 for connection in connections:
@@ -154,7 +158,7 @@ def main() -> None:
                         selector.register(connection, selectors.EVENT_READ, connection)
     for connection in connections:
         connection.end()
-    print(json.dumps([each.report() for each in connections]), flush=True)
+    print(json.dumps([each.report(brief=brief) for each in connections]), flush=True)
 
 
 if __name__ == "__main__":
