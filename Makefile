@@ -14,7 +14,7 @@ MINIMUM_PYTHON := (3, 11)
 export DEBIAN_FRONTEND := noninteractive
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help setup system-packages image machines examples proto lint unit test fuzz demo bench soak soak-network lab-up lab-down clean
+.PHONY: help setup system-packages image machines examples proto lint unit test test-long fuzz demo vagrant-demo bench soak wheel deb lab-up lab-down clean soak-network
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-13s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -101,6 +101,14 @@ examples: setup ## try the action scripts of docs/hooks beside HAProxy, keepaliv
 demo: setup image ## move a running server between two hosts, and watch
 	@.venv/bin/phaul demo
 
+test-long: setup image machines ## installing on virtual machines, all of it: some ten minutes
+	@PHAUL_LONG_TESTS=1 .venv/bin/pytest tests/vm/test_install.py tests/vm/test_vagrant.py
+
+vagrant-demo: setup image ## the same between virtual machines, made ready over SSH: of Vagrant, else emulated ones
+	@if command -v vagrant >/dev/null; then cd vagrant && vagrant up && \
+		vagrant ssh client -c 'sudo /opt/phaul-here/bin/python /vagrant/vagrant/demo.py'; \
+	else $(PYTHON) -m tests.vm.vagrant_demo; fi
+
 bench: setup image ## measure phaul against CRIU by hand
 	@$(PYTHON) -m tests.bench
 
@@ -109,6 +117,12 @@ soak: setup image ## 200 moves of a Redis under load, every fourth with a fault:
 
 soak-network: setup image ## 200 moves of 24 connections over every kind of network: at most 20 minutes
 	@$(PYTHON) -m tests.soak --network
+
+wheel: setup ## phaul as a Python package, in dist/
+	@$(PYTHON) -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
+
+deb: setup ## phaul as Debian packages, for Debian 12 and 13, in dist/
+	@$(PYTHON) -m phaul.install.debian --python 3.11 --python 3.13 --out dist
 
 lab-up: setup image ## two hosts and a client on this machine, to try phaul on
 	@.venv/bin/phaul lab up

@@ -45,6 +45,9 @@ class AgentConfig(BaseSettings):
     )
     hooks_dir: Path = Field(default=Path("/etc/phaul/hooks.d"), description="action scripts, one directory a stage")
     hook_timeout: float = Field(default=30.0, gt=0, description="seconds that an action script may take")
+    exit_when_idle: int = Field(
+        default=0, ge=0, description="seconds without anything to do after which the agent ends; 0: it never does"
+    )
     criu: str = Field(default="criu", description="CRIU's program, a name in PATH or a path")
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["console", "json"] = "console"

@@ -112,6 +112,17 @@ class PolicyError(PhaulError):
     default_hint = "The policy is /etc/phaul/policy.toml of the host that refused; `phaul policy show` there shows it."
 
 
+class InstallError(PhaulError):
+    """phaul could not be brought to a host, or could not be packaged."""
+
+    exit_status = 14
+    grpc_status = "FAILED_PRECONDITION"
+
+
+class SshError(InstallError):
+    """Another host could not be logged in to over SSH, or a command there failed."""
+
+
 class RolledBackError(PhaulError):
     """Something failed before COMMIT; the workload runs on the source as before."""
 

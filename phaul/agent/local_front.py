@@ -19,7 +19,7 @@ import structlog
 from phaul.agent.peer_names import socket_name
 from phaul.errors import UsageError
 from phaul.migration.policy import Person
-from phaul.system import credentials
+from phaul.system import activation, credentials
 from phaul.system.credentials import Credentials
 
 log = structlog.get_logger(__name__)
@@ -40,12 +40,22 @@ class LocalFront:
         self._path = path
         self._grpc_socket = grpc_socket
         self._server: asyncio.Server | None = None
+        self._own = True  # and no service manager's
         self._people: dict[str, Person] = {}
         self._of_user: Counter[int] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
-        """Listen, for root alone. Raises `UsageError`."""
+        """Listen, for root alone, or go on where a service manager has listened meanwhile. Raises `UsageError`."""
+        listener = activation.handed_over(self._path)
+        self._own = listener is None
+        if listener is None:
+            listener = self._listen()
+        self._server = await asyncio.start_unix_server(
+            self._accepted, sock=listener, backlog=BACKLOG, limit=CHUNK_BYTES
+        )
+
+    def _listen(self) -> socket.socket:
         self._path.unlink(missing_ok=True)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         mask = os.umask(0o777 & ~FOR_ROOT)
@@ -58,9 +68,7 @@ class LocalFront:
             ) from error
         finally:
             os.umask(mask)
-        self._server = await asyncio.start_unix_server(
-            self._accepted, sock=listener, backlog=BACKLOG, limit=CHUNK_BYTES
-        )
+        return listener
 
     def open_to_all(self, wanted: bool) -> None:
         """Let every user connect, to be looked at then; or root alone."""
@@ -84,7 +92,8 @@ class LocalFront:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._path.unlink(missing_ok=True)
+        if self._own:
+            self._path.unlink(missing_ok=True)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -60,6 +60,7 @@ from phaul.system.memory import limit_arenas, page_size_bytes
 log = structlog.get_logger(__name__)
 
 STOP_GRACE_SECONDS = 2.0
+IDLE_POLL_SECONDS = 0.25
 MALLOC_ARENAS = 2
 PEER_SOCKET = "peers.sock"  # in the runtime directory: gRPC behind TLS
 PERSON_SOCKET = "people.sock"  # likewise, behind the socket of this host's people
@@ -189,6 +190,22 @@ class AgentServer:
         await self._audit.close()
         log.info("agent.stopped")
 
+    @property
+    def busy(self) -> bool:
+        """Whether ending now would leave a migration, a copy that is held, or a peer that speaks with us."""
+        return bool(self._migrations.roots_under_way or self._arrivals.busy or self._settlers.busy or len(self._live))
+
+    async def wait_idle(self, seconds: float, at_once: asyncio.Event) -> None:
+        """Return when nothing has been under way for so long; with `at_once`, as soon as nothing is."""
+        clock = asyncio.get_running_loop().time
+        since = clock()
+        while True:
+            if self.busy:
+                since = clock()
+            elif clock() - since >= (0 if at_once.is_set() else seconds):
+                return
+            await asyncio.sleep(IDLE_POLL_SECONDS)
+
     async def _serve_peers(self, listen: Destination) -> None:
         add_PeerServicer_to_server(self._peer_service, self._peer_server)
         await _add_standard_services(self._peer_server, peer_pb2.DESCRIPTOR.services_by_name["Peer"].full_name)
@@ -281,5 +298,10 @@ async def serve(config: AgentConfig) -> None:
         loop.add_signal_handler(number, stop.set)
     async with AgentServer(config) as server, notify.serving():
         loop.add_signal_handler(signal.SIGHUP, server.reload_policy)
+        if config.exit_when_idle:
+            at_once = asyncio.Event()
+            loop.add_signal_handler(signal.SIGUSR1, at_once.set)
+            idle = asyncio.create_task(server.wait_idle(config.exit_when_idle, at_once))
+            idle.add_done_callback(lambda _: stop.set())
         await stop.wait()
         log.info("agent.stopping")

@@ -76,6 +76,11 @@ class Settlers:
         """Whether this migration is being settled."""
         return migration_id in self._tasks and not self._tasks[migration_id].done()
 
+    @property
+    def busy(self) -> bool:
+        """Whether any migration is being settled."""
+        return any(not task.done() for task in self._tasks.values())
+
     async def close(self) -> None:
         """Leave off."""
         for task in self._tasks.values():

@@ -89,6 +89,10 @@ def agent(
         float | None, typer.Option(metavar="SECONDS", min=0.1, help="What an action script may take. Default: 30.")
     ] = None,
     criu: Annotated[str | None, typer.Option(metavar="PROGRAM", help="CRIU: a name in PATH, or a path.")] = None,
+    exit_when_idle: Annotated[
+        int | None,
+        typer.Option(metavar="SECONDS", min=0, help="End when nothing has been under way for so long; 0: never."),
+    ] = None,
     log_format: Annotated[LogFormat | None, typer.Option(help="How the log is written.")] = None,
     log_level: Annotated[LogLevel | None, typer.Option(help="What the log leaves out.")] = None,
 ) -> None:
@@ -107,6 +111,7 @@ def agent(
         "hooks_dir": hooks_dir,
         "hook_timeout": hook_timeout,
         "criu": criu,
+        "exit_when_idle": exit_when_idle,
         "log_format": log_format.value if log_format else None,
         "log_level": log_level.value if log_level else None,
     }

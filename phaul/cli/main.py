@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from phaul import __version__
-from phaul.cli import agent, audit, check, demo, dirty_rate, doctor, lab, migrate, policy, resolve, status, trust
+from phaul.cli import agent, audit, check, dirty_rate, doctor, host, lab, migrate, policy, resolve, status, trust
 from phaul.cli.failure import INTERRUPTED_STATUS, defect_of
 from phaul.cli.options import JsonOption
 from phaul.cli.run import show_error
@@ -27,7 +27,8 @@ phaul migrate 4711 --to b.example --address 10.0.0.50/24
 [bold]Exit status[/]
 
 0 done · 2 usage · 10 refused, 11 no agent answers, 12 not trusted, 13 not allowed: nothing was touched ·
-20 to 25 rolled back, it runs on the source · 30 rolled back with leftovers · 40 in doubt · 41 lost, images kept ·
+14 not installed ·
+20 to 26 rolled back, it runs on the source · 30 rolled back with leftovers · 40 in doubt · 41 lost, images kept ·
 70 a defect of phaul (PHAUL_DEBUG=1 shows the traceback) · 130 interrupted
 """
 
@@ -68,13 +69,13 @@ app.command(epilog=resolve.EPILOG)(resolve.resolve)
 app.command()(doctor.doctor)
 app.command("dirty-rate", epilog=dirty_rate.EPILOG)(dirty_rate.dirty_rate)
 app.command(epilog=agent.EPILOG)(agent.agent)
-app.command()(demo.demo)
 
 
 app.command(epilog=audit.EPILOG)(audit.audit)
 app.add_typer(lab.app, name="lab")
 app.add_typer(policy.app, name="policy")
 app.add_typer(trust.app, name="trust")
+app.add_typer(host.app, name="host")
 if find_spec("phaul.cli.demo") is not None:  # left out of packages that have no lab
     app.command("demo")(import_module("phaul.cli.demo").demo)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -15,8 +15,10 @@ from phaul.cli.check import print_check
 from phaul.cli.console import can_redraw, make_console
 from phaul.cli.lookup import find_migration
 from phaul.cli.machine import print_object
+from phaul.cli.over_ssh import is_over_ssh, visited
 from phaul.cli.run import run_command
 from phaul.errors import UsageError
+from phaul.install.target import Login
 from phaul.migration.facts import Compression, Mode, OnStall
 from phaul.rpc.v1 import facts_pb2
 from phaul.rpc.v1.facts_pb2 import AddressRequest, MigrationRequest
@@ -48,7 +50,15 @@ def migrate(
     pid: Annotated[
         int, typer.Argument(metavar="PID", min=1, help="Root task of the workload: it and all below it move.")
     ],
-    to: Annotated[str, typer.Option("--to", metavar="HOST[:PORT]", help="Destination, where an agent listens.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            "--to",
+            metavar="HOST[:PORT]",
+            help="Destination, where an agent listens. ssh://[USER@]HOST: one that has only an SSH server and "
+            "CRIU gets an agent for this migration.",
+        ),
+    ],
     address: Annotated[
         list[str] | None,
         typer.Option(
@@ -81,6 +91,9 @@ def migrate(
     on_stall: options.OnStallOption = OnStall.REFUSE,
     hook: options.HookOption = None,
     new_address: options.NewAddressOption = None,
+    identity: options.IdentityOption = None,
+    known_hosts: options.KnownHostsOption = None,
+    accept_new_host_key: options.AcceptNewOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say whether it may go and what is in the way; touch nothing.")
     ] = False,
@@ -107,7 +120,15 @@ def migrate(
         absolute(hook or ()),
         tuple(new_address or ()),
     )
-    run_command(_migrate(path, pid, to, typed, dry_run, json_output), json_output=json_output)
+    if not is_over_ssh(to):
+        run_command(_migrate(path, pid, to, typed, dry_run, json_output), json_output=json_output)
+    build_request(pid, "checked-before-anything-is-brought-there", typed)
+    login = options.login(identity, known_hosts, accept_new_host_key)
+
+    async def work(destination: str) -> int:
+        return await _migrate(path, pid, destination, typed, dry_run, json_output)
+
+    run_command(_over_ssh(path, to, login, work, json_output), json_output=json_output)
 
 
 def watch(
@@ -218,6 +239,14 @@ async def _migrate(
             return print_check(await client.check(request), json_output=json_output)
         migration_id = await client.start(request)
     return await _follow(path, migration_id, json_output)
+
+
+async def _over_ssh(path: Path, to: str, login: Login, work: Callable[[str], Awaitable[int]], json_output: bool) -> int:
+    from phaul.agent.client import AgentClient
+
+    async with AgentClient(path):  # or say that none runs here, before anything is brought there
+        pass
+    return await visited(to, login, work, quiet=json_output)
 
 
 async def _watch(path: Path, typed: str, json_output: bool) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import getpass
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from phaul.config import AgentConfig
+from phaul.install.target import Login
 from phaul.migration.facts import Compression, Mode, OnStall
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, and nothing else.")]
@@ -75,6 +79,27 @@ OnStallOption = Annotated[
         "workload's CPU down step by step.",
     ),
 ]
+
+IdentityOption = Annotated[
+    list[Path] | None,
+    typer.Option("--identity", metavar="FILE", help="SSH: a private key to log in with; several times."),
+]
+KnownHostsOption = Annotated[
+    Path | None, typer.Option("--known-hosts", metavar="FILE", help="SSH: default ~/.ssh/known_hosts.")
+]
+AcceptNewOption = Annotated[
+    bool,
+    typer.Option("--accept-new-host-key", help="SSH: take, and write down, the key of a host that is not known yet."),
+]
+
+
+def login(identities: Sequence[Path] | None, known_hosts: Path | None, accept_new: bool) -> Login:
+    """How to log in over SSH, as typed; a password is asked for where there is somebody to ask."""
+
+    def ask(prompt: str) -> str | None:
+        return getpass.getpass(prompt) if sys.stdin.isatty() else None
+
+    return Login(tuple(identities or ()), accept_new, known_hosts, ask)
 
 
 def socket_path(option: Path | None) -> Path:

@@ -107,7 +107,7 @@ async def _init(name: str, also: Sequence[str] | None, port: int, state_dir: Pat
     if also is None:
         also = await own_addresses()
     Authority(store).create(name, port, also)
-    _note(state_dir, "init", host=name)
+    note_in_audit(state_dir, "init", host=name)
     console = make_console()
     console.print(f"This host is the authority now, and has a certificate for {store.current().names}.")
     console.print(f"Keep {store.directory}/authority to yourself: who has it can make certificates for anyone.")
@@ -123,7 +123,7 @@ async def _issue(host: str, also: Sequence[str] | None, port: int, out: Path | N
     if also is None:
         also = _addresses_of(host)
     pem, trust_list = Authority(store).issue(host, port, also)
-    _note(state_dir, "issue", host=host, also=list(also))
+    note_in_audit(state_dir, "issue", host=host, also=list(also))
     target = TrustStore(out or Path(f"{host}.trust"))
     target.put_host(pem)
     target.put_list(trust_list)
@@ -142,7 +142,7 @@ async def _revoke(host: str, json_output: bool, state_dir: Path | None) -> int:
 
     authority = Authority(_store(state_dir))
     record = authority.revoke(host)
-    _note(state_dir, "revoke", host=record.name)
+    note_in_audit(state_dir, "revoke", host=record.name)
     if not json_output:
         make_console().print(f"{record.name} is no more trusted. Certificates revoked: {len(record.certificates)}.")
     return await _tell(state_dir, json_output, {"event": "revoked", "host": record.name})
@@ -152,7 +152,7 @@ async def _rotate(json_output: bool, state_dir: Path | None) -> int:
     from phaul.trust.authority import Authority
 
     Authority(_store(state_dir)).rotate()
-    _note(state_dir, "rotate")
+    note_in_audit(state_dir, "rotate")
     if not json_output:
         make_console().print(
             "There is a new root. Agents renew with it by themselves; then `phaul trust rotate --finish`."
@@ -171,7 +171,7 @@ async def _finish(yes: bool, json_output: bool, state_dir: Path | None) -> int:
             hint="Their agents renew within two minutes where they run and reach this one. --yes cuts them off.",
         )
     authority.finish_rotation()
-    _note(state_dir, "rotate_finish", cut_off=behind)
+    note_in_audit(state_dir, "rotate_finish", cut_off=behind)
     if not json_output:
         make_console().print("The older root is no more trusted.")
     return await _tell(state_dir, json_output, {"event": "rotation_finished"})
@@ -262,7 +262,7 @@ def _store(state_dir: Path | None) -> Any:
     return TrustStore(trust_directory(_config(state_dir)))
 
 
-def _note(state_dir: Path | None, act: str, **facts: object) -> None:
+def note_in_audit(state_dir: Path | None, act: str, **facts: object) -> None:
     """Write into this host's audit log what a person has done here, without the agent."""
     from phaul.agent.audit import record_of
     from phaul.system.audit_file import append

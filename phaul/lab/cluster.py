@@ -56,6 +56,7 @@ class Lab:
         hosts: Sequence[str] = ("a", "b"),
         *,
         virtual: bool = False,
+        bare: bool = False,
         agents: bool = True,
         image_directory: Path | None = None,
         progress: building.Progress = lambda line: None,
@@ -67,6 +68,7 @@ class Lab:
             name: tells labs of one machine apart.
             hosts: names of the hosts; the client is there always.
             virtual: the hosts are virtual machines; the client is none.
+            bare: and have nothing of phaul, no CRIU, and no agents: a Debian with an SSH server.
             image_directory: another image than the usual one.
             agents: start an agent on each host and wait until it serves.
             progress: told one line per step that takes long.
@@ -77,13 +79,13 @@ class Lab:
         machine.check(virtual=virtual)
         chosen_image = image_directory or image.ensure(progress)
         machines = str(vm_image.ensure(progress).directory) if virtual else ""
-        description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT), machines)
+        description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT), machines, bare)
         directory = _make_directory(name)
         lab = cls(description)
         try:
             description.write(directory)
             lab._start(chosen_image, progress)
-            if agents:
+            if agents and not bare:
                 lab.start_agents()
         except BaseException:
             lab.down()
@@ -160,7 +162,8 @@ class Lab:
         if not self.description.machines:
             return NamespaceHost(description, self.directory)
         machines = VmImage(Path(self.description.machines))
-        return VirtualHost(description, self.directory, machines, self.directory / f"{SWITCH}.process")
+        switch = self.directory / f"{SWITCH}.process"
+        return VirtualHost(description, self.directory, machines, switch, bare=self.description.bare)
 
     def _start(self, chosen_image: Path, progress: building.Progress) -> None:
         deadline = time.monotonic() + START_DEADLINE_SECONDS
@@ -180,8 +183,8 @@ class Lab:
         network.connect(switch.pid, [(host.description, host.pid) for host in namespaces])
         if self.machines:
             self._start_machines(switch.pid, progress)
-        else:
-            trust.give(tuple(self.hosts.values()))
+        if not self.description.bare:
+            trust.give(tuple(self.hosts.values()), self.directory)
 
     def _start_machines(self, switch_pid: int, progress: building.Progress) -> None:
         network.connect_machines(switch_pid, [host.description for host in self.machines])
@@ -194,7 +197,8 @@ class Lab:
             commands.wait_ready(process, host.log, f"QEMU of host {host.name}", deadline)
         for host in self.machines:
             host.wait_up(self.description.hosts)
-        self.install()
+        if not self.description.bare:
+            self.install()
 
     def _launch_switch(self, log: Path) -> subprocess.Popen[bytes]:
         """Start the process that keeps the bridge's network namespace."""
@@ -209,8 +213,10 @@ class Lab:
 
 def prepare_machines(progress: building.Progress = lambda line: None) -> None:
     """Make what virtual machines start from, and start them once, so that from then on they need not boot."""
-    with Lab.up(f"build-{os.getpid()}", virtual=True, agents=False, progress=progress) as lab:
-        progress(f"The virtual machines start from {lab.description.machines}")
+    for bare in (False, True):
+        with Lab.up(f"build-{os.getpid()}", virtual=True, bare=bare, agents=False, progress=progress) as lab:
+            directory = lab.description.machines
+    progress(f"The virtual machines start from {directory}")
 
 
 def down(name: str = DEFAULT_NAME) -> bool:

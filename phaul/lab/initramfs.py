@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 MODULES = ("virtio_blk", "virtio_net", "overlay")
-APPLETS = ("sh", "mount", "insmod", "switch_root", "ip", "mkdir", "sleep")
+APPLETS = ("sh", "mount", "mknod", "insmod", "switch_root", "ip", "mkdir", "sleep")
 DIRECTORIES = ("bin", "dev", "proc", "sys", "modules", "lower", "upper", "new")
 _MAGIC = b"070701"
 _TRAILER = "TRAILER!!!"
@@ -30,6 +30,11 @@ while [ ! -b /dev/vda ]; do sleep 0.02; done
 mount -t ext4 -o ro,noload /dev/vda /lower
 mount -t tmpfs -o mode=0755,size=80% disk /upper
 mkdir /upper/upper /upper/work
+# A character device 0:0 hides what is below it (the kernel's Documentation/filesystems/overlayfs.rst).
+for path in $(echo $hidden | sed 's/,/ /g'); do
+    mkdir -p /upper/upper${path%/*}
+    mknod /upper/upper$path c 0 0
+done
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/upper,workdir=/upper/work root /new
 
 echo $name >/proc/sys/kernel/hostname

@@ -46,6 +46,7 @@ class LabDescription:
     image: str  # directory of the image, kept as long as a lab uses it
     hosts: tuple[HostDescription, ...]  # the client is the last one
     machines: str = ""  # directory of what virtual machines start from; "" where the hosts are namespaces
+    bare: bool = False  # virtual machines without anything of phaul
 
     def write(self, directory: Path) -> None:
         """Write it whole: who reads never sees half of it."""
@@ -59,7 +60,7 @@ class LabDescription:
         data = json.loads((directory / DESCRIPTION_FILE).read_text())
         try:
             hosts = tuple(HostDescription(**host) for host in data["hosts"])
-            return cls(name=data["name"], image=data["image"], hosts=hosts, machines=data.get("machines", ""))
+            return cls(data["name"], data["image"], hosts, data.get("machines", ""), data.get("bare", False))
         except (KeyError, TypeError) as error:
             raise ValueError(f"{directory / DESCRIPTION_FILE} is not the description of a lab") from error
 

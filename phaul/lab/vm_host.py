@@ -44,12 +44,15 @@ _EXECED = 'echo ready; exec "$@" >&2'
 class VirtualHost(Host):
     """A virtual machine. The recorded process is QEMU."""
 
-    def __init__(self, description: HostDescription, directory: Path, image: VmImage, switch: Path) -> None:
+    def __init__(
+        self, description: HostDescription, directory: Path, image: VmImage, switch: Path, *, bare: bool = False
+    ) -> None:
         super().__init__(description, directory)
         self._image = image
         self._switch = switch  # the record of the process that keeps the bridge's network namespace
         self._monitor = directory / f"{self.name}.monitor"
         self._address = network.management_address(description)
+        self._bare = bare
 
     @cached_property
     def _channel(self) -> GuestChannel:
@@ -73,6 +76,11 @@ class VirtualHost(Host):
     def path(self, path: str) -> GuestPath:
         """See `Host.path`; also of /proc and /sys, a call to the machine for each method."""
         return GuestPath.of(self._channel, path)
+
+    @property
+    def ssh_key(self) -> Path:
+        """The private key that root of the machine lets in."""
+        return self._image.ssh_key
 
     def launch(self, hosts: Sequence[HostDescription], group: Path | None) -> subprocess.Popen[bytes]:
         """Start the machine; it is up once `wait_up` has returned."""
@@ -108,7 +116,7 @@ class VirtualHost(Host):
             snapshot.unlink(missing_ok=True)  # if that was it, the next one boots
             raise LabError(f"The virtual machine {self.name} did not start.", detail=self._said()) from error
         if not resumed:
-            for command in vm_recipe.WARM_UP:
+            for command in self._warm_up:
                 self.exec(command, check=False, timeout_seconds=BOOT_SECONDS)
             self._channel.close()
             with qemu.Monitor.wait_open(self._monitor, deadline) as monitor:
@@ -221,12 +229,17 @@ class VirtualHost(Host):
             "id": hashlib.md5(self.mac.encode(), usedforsecurity=False).hexdigest(),
             "hosts": ",".join(f"{host.name}:{network.number(host)}" for host in hosts),
             "pid": str(self.description.first_pid),
+            "hidden": ",".join(vm_recipe.HIDDEN_WHEN_BARE) if self._bare else "",
             **network.PREFIXES,
         }
 
+    @property
+    def _warm_up(self) -> tuple[tuple[str, ...], ...]:
+        return vm_recipe.WARM_UP_BARE if self._bare else vm_recipe.WARM_UP
+
     def _snapshot(self, hosts: Sequence[HostDescription]) -> Path:
         """Where the machine's state after its start is kept: one for each set of settings."""
-        settings = repr((self._settings(hosts), self.mac, qemu.fingerprint(), vm_recipe.WARM_UP))
+        settings = repr((self._settings(hosts), self.mac, qemu.fingerprint(), self._warm_up))
         key = hashlib.sha256(settings.encode()).hexdigest()[:12]
         return self._image.directory / f"{self.name}-{key}.state"
 

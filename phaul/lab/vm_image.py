@@ -19,9 +19,9 @@ DRAFT = "vm-draft"
 ROOT_BYTES = 1 << 30  # sparse
 
 # In a mount namespace of its own, so that every mount ends with it. Arguments: the lower file system, the draft, the
-# kernel's version, the tools, the packages; then paths that apt has to see.
+# kernel's version, the tools, the packages, the repository and what it offers; then paths that apt has to see.
 _BUILD_ROOT = r"""set -eu
-lower=$1 draft=$2 version=$3 tools=$4 packages=$5; shift 5
+lower=$1 draft=$2 version=$3 tools=$4 packages=$5 repository=$6 offered=$7; shift 7
 mount -t tmpfs -o mode=0755 mnt "$draft/mnt"
 mkdir "$draft/mnt/upper" "$draft/mnt/work" "$draft/mnt/root" "$draft/mnt/image"
 root=$draft/mnt/root
@@ -30,7 +30,7 @@ cp -a --remove-destination "$draft/files/." "$root/"
 (
     # A namespace once more: what is shown to apt must not get into the image.
     unshare --mount --propagation private -- /bin/sh -eu -c '
-        root=$1 packages=$2; shift 2
+        root=$1 packages=$2 repository=$3 offered=$4; shift 4
         mount -t proc proc "$root/proc"
         for path; do
             if [ -d "$path" ]; then mkdir -p "$root$path"; else touch "$root$path"; fi
@@ -38,10 +38,21 @@ cp -a --remove-destination "$draft/files/." "$root/"
         done
         chroot "$root" apt-get update
         chroot "$root" apt-get install -y $packages
+        chroot "$root" sh -euc "mkdir -p $repository; cd $repository; apt-get download -qq $offered"
         chroot "$root" apt-get clean
         chroot "$root" ssh-keygen -q -t ed25519 -N "" -C lab -f /root/key
         chroot "$root" python3 -m compileall -q -j0 /opt/phaul/venv/lib || true
-    ' sh "$root" "$packages" "$@"
+    ' sh "$root" "$packages" "$repository" "$offered" "$@"
+)
+(
+    cd "$root$repository"
+    for file in *.deb; do
+        dpkg-deb --field "$file"
+        echo "Filename: ./$file"
+        echo "Size: $(stat --format %s "$file")"
+        echo "SHA256: $(sha256sum "$file" | cut -d" " -f1)"
+        echo
+    done >Packages
 )
 rm -rf "$root/var/lib/apt/lists" "$root/var/cache/apt" "$root/etc/apt/apt.conf.d/zz-lab"
 mkdir -p "$root/root/.ssh" "$root/usr/lib/modules"
@@ -185,6 +196,7 @@ def _build_root(base: Path, draft: Path, version: str, tools: Path, log: Path) -
     (draft / "mnt").mkdir()
     paths = registries.pip_paths("")  # certificates and name service, which apt needs as well
     arguments = [str(base / "root"), str(draft), version, str(tools), " ".join(vm_recipe.PACKAGES)]
+    arguments += [vm_recipe.REPOSITORY, " ".join(vm_recipe.REPOSITORY_PACKAGES)]
     script = ["/bin/sh", "-c", _BUILD_ROOT, "build", *arguments, *map(str, paths)]
     building.run_logged(
         building.in_new_mounts(script), log, _environment(), "The virtual machines' root could not be made"

@@ -55,7 +55,11 @@ MASKED_UNITS = (
     "systemd-update-utmp.service",
 )
 
-GUEST_PROGRAM = "/opt/phaul/guest.py"
+# Apart from phaul's own directory, which a bare machine does not have.
+GUEST_PROGRAM = "/usr/local/lib/lab/guest.py"
+# A Debian repository in the machine: no machine of the lab has a way out. A bare one has no other.
+REPOSITORY = "/usr/local/lib/lab/debian"
+REPOSITORY_PACKAGES = ("criu",)
 GUEST_UNIT = "lab-guest.service"
 AGENT_UNIT = "phaul-agent.service"
 WORKLOADS_UNIT = "phaul-workloads.service"
@@ -75,6 +79,15 @@ WARM_UP = (
     ("criu", "check", "--feature", "mem_dirty_track"),
     ("sh", "-c", "nft list ruleset; iptables-save; ip6tables-save; ip address; ss -tan; redis-server --version"),
     ("sh", "-c", "systemd-run --wait true; systemd-run --scope true; busctl --system status"),
+)
+
+# And on a bare machine: what `phaul host add` is to bring, is not there.
+WARM_UP_BARE = (
+    ("systemctl", "is-system-running", "--wait"),
+    ("dpkg", "--purge", "--force-depends", *REPOSITORY_PACKAGES),
+    ("sh", "-c", f"rm -r /etc/apt/sources.list*; echo 'deb [trusted=yes] file:{REPOSITORY} ./' >/etc/apt/sources.list"),
+    ("python3", "-c", "import asyncio, ssl, http.client, json, typing, dataclasses"),
+    ("sh", "-c", "systemd-run --wait true; busctl --system status"),
 )
 
 _GUEST_SERVICE = f"""[Unit]
@@ -104,10 +117,7 @@ from phaul.cli.main import main
 sys.exit(main())
 """
 
-# The bridge between the machines is a network of its own; see docs/lab.md.
-AGENT_SETTINGS = """PHAUL_LISTEN=[::]:7428
-PHAUL_INSECURE=true
-"""
+AGENT_SETTINGS = "PHAUL_LISTEN=[::]:7428\n"
 
 
 def files() -> dict[str, str]:
@@ -136,10 +146,20 @@ def links() -> dict[str, str]:
     }
 
 
+# What a bare machine does not have.
+HIDDEN_WHEN_BARE = (
+    "/opt/phaul",
+    "/etc/phaul",
+    "/usr/local/bin/phaul",
+    *(f"/etc/systemd/system/{unit}" for unit in (AGENT_UNIT, WORKLOADS_UNIT)),
+)
+
+
 def key(base: str) -> str:
     """The name of the directory of what is made on top of the image `base`."""
     builders = (_source("vm_image.py"), _source("initramfs.py"))
-    parts = (base, TOOL_SUITE, *TOOLS, *PACKAGES, *sorted((files() | links()).items()), *builders)
+    packages = (*TOOLS, *PACKAGES, *REPOSITORY_PACKAGES)
+    parts = (base, TOOL_SUITE, *packages, *sorted((files() | links()).items()), *builders)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

@@ -170,6 +170,13 @@ class Arrivals:
         journal = self._journals.find(migration_id) if migration_id in self._incoming else None
         return journal is not None and not ended(journal.records)
 
+    @property
+    def busy(self) -> bool:
+        """Whether anything here waits for a decision, or for pages that are not in place yet."""
+        return self._preparing.locked() or any(
+            not each.arrival.ended or each.arrival.loading is not None for each in self._incoming.values()
+        )
+
     def loading(self, migration_id: str) -> Loading | None:
         """How far the pages of a copy that runs are, until they are all in place."""
         incoming = self._incoming.get(migration_id)

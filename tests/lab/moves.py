@@ -22,8 +22,17 @@ MOVE_SECONDS = 90.0
 class Move:
     """One `phaul migrate --json`. Leaving the `with` ends the command, not the migration."""
 
-    def __init__(self, source: Host, pid: int, to: str, *addresses: str, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        source: Host,
+        pid: int,
+        to: str,
+        *addresses: str,
+        options: Sequence[str] = (),
+        patience_seconds: float = MOVE_SECONDS,
+    ) -> None:
         moving = [word for address in addresses for word in ("--address", address)]
+        self._patience_seconds = patience_seconds  # from one line to the next
         self._unix_to_monotonic = time.monotonic() - time.time()
         self.began = time.monotonic()
         self._process = source.popen(["phaul", "migrate", str(pid), "--to", to, *moving, "--json", *options])
@@ -107,9 +116,9 @@ class Move:
 
     def _take(self) -> bool:
         try:
-            line = self._lines.next(MOVE_SECONDS)
+            line = self._lines.next(self._patience_seconds)
         except queue.Empty:
-            raise AssertionError(f"nothing for {MOVE_SECONDS:g} s: {self.told()}") from None
+            raise AssertionError(f"nothing for {self._patience_seconds:g} s: {self.told()}") from None
         if line is None:
             return False
         self.events.append(json.loads(line))

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
-from phaul.lab.host import Host
 from phaul.lab.trust import DIRECTORY
 
+from .capture import Capture
 from .moves import Move, migrate
 from .stage import Stage
 from .witness import wait_until
@@ -31,40 +30,6 @@ kept = open("/srv/shared/" + name, "w")
 kept.write("x"); kept.flush()
 while True: time.sleep(0.05)
 """
-CAPTURE = """
-import json, select, socket, sys
-marks = [bytes.fromhex(each) for each in sys.argv[1:]]
-packets = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
-packets.setsockopt(socket.SOL_SOCKET, 33, 256 << 20)  # SO_RCVBUFFORCE
-packets.bind(("eth0", 0))
-print("ready", flush=True)
-seen, found = 0, [0] * len(marks)
-while True:
-    ready = select.select([packets, sys.stdin], [], [])[0]
-    if packets in ready:
-        frame = packets.recv(1 << 17)
-        seen += len(frame)
-        found = [count + (mark in frame) for count, mark in zip(found, marks)]
-    elif sys.stdin in ready:
-        print(json.dumps([seen, *found]), flush=True)
-        break
-"""
-
-
-class Capture:
-    """Everything that a host's device carries, from entering the context to `stop`."""
-
-    def __init__(self, host: Host) -> None:
-        argv = ["python3", "-c", CAPTURE, MEMORY_MARK.hex(), NAME_MARK.hex()]
-        self._process = host.popen(argv, stdin=subprocess.PIPE)
-        assert self._process.stdout is not None
-        assert self._process.stdout.readline() == "ready\n"
-
-    def stop(self) -> tuple[int, int, int]:
-        """Bytes seen, and packets with the mark of memory and with the name."""
-        out, _ = self._process.communicate("\n", timeout=30)
-        seen, memory, name = json.loads(out)
-        return int(seen), int(memory), int(name)
 
 
 @pytest.fixture
@@ -84,10 +49,11 @@ def seen_of_a_migration(stage: Stage, *options: str) -> tuple[int, int, int]:
     pid = stage.spawn(["python3", "-c", HOLDER, MEMORY_MARK.hex(), NAME_MARK.hex(), str(MEMORY_MIB)])
     kept = stage.a.path("/srv/shared/" + NAME_MARK.decode())
     wait_until(lambda: kept.exists() and kept.stat().st_size > 0, "the workload does not start")
-    capture = Capture(stage.b)
+    capture = Capture(stage.b, MEMORY_MARK, NAME_MARK)
     stage.move(pid, stage.a, options=options)
     kept.unlink()
-    return capture.stop()
+    seen, (memory, name) = capture.stop()
+    return seen, memory, name
 
 
 @pytest.mark.parametrize("compress", ["none", "zstd"])

@@ -41,6 +41,7 @@ def test_who_configures_nothing_is_safe() -> None:
         ("children_group", "/sys/fs/cgroup/x", Path("/sys/fs/cgroup/x")),
         ("hooks_dir", "/etc/hooks", Path("/etc/hooks")),
         ("hook_timeout", "2.5", 2.5),
+        ("exit_when_idle", "60", 60),
         ("criu", "/opt/criu", "/opt/criu"),
         ("log_level", "debug", "debug"),
         ("log_format", "json", "json"),

@@ -13,11 +13,13 @@ from phaul.agent.messages import error_from_message, error_to_message
 from phaul.errors import (
     DeadlineError,
     DefectError,
+    InstallError,
     LabError,
     NoSuchMigrationError,
     PhaulError,
     PreflightError,
     RolledBackError,
+    SshError,
     UsageError,
     Where,
     error_classes,
@@ -27,7 +29,7 @@ from tests.generate_errors import PAGE, documented, render
 
 # docs/design/architecture.md: exit status to where the workload then is.
 RANGES = {
-    **dict.fromkeys((1, 2, 70), Where.NOT_CONCERNED),
+    **dict.fromkeys((1, 2, 14, 70), Where.NOT_CONCERNED),
     **dict.fromkeys(range(10, 14), Where.UNTOUCHED),
     **dict.fromkeys(range(20, 28), Where.SOURCE),
     30: Where.SOURCE,
@@ -57,7 +59,11 @@ def test_an_exit_status_means_one_thing() -> None:
     for cls in documented():
         by_status.setdefault(cls.exit_status, []).append(cls)
     shared = {status: found for status, found in by_status.items() if len(found) > 1}
-    assert shared == {2: [NoSuchMigrationError, UsageError], 20: [DeadlineError, RolledBackError]}
+    assert shared == {
+        2: [NoSuchMigrationError, UsageError],
+        14: [InstallError, SshError],
+        20: [DeadlineError, RolledBackError],
+    }
     assert issubclass(NoSuchMigrationError, UsageError)
     assert LabError.exit_status == 1
 

@@ -16,6 +16,7 @@ from .machines import set_up
 
 TIMEOUT_SECONDS = 900  # the longest test takes half a minute where nobody else needs the processors
 
+LONG_VARIABLE = "PHAUL_LONG_TESTS"  # not empty: those that take minutes are run too
 HERE = Path(__file__).parent
 
 
@@ -26,6 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.is_relative_to(HERE):
             item.add_marker(pytest.mark.lab)
             item.add_marker(pytest.mark.timeout(TIMEOUT_SECONDS))
+            if item.get_closest_marker("long") and not os.environ.get(LONG_VARIABLE):
+                item.add_marker(pytest.mark.skip(reason="takes minutes: `make test-long` runs it"))
             if reason:
                 item.add_marker(pytest.mark.skip(reason=reason))
 

@@ -30,15 +30,17 @@ def set_up(host: Host) -> None:
 
 
 class Workload:
-    """A workload that ticks, wherever it is by now. Killed at the end of the `with`."""
+    """A workload that ticks, wherever it is by now. Killed at the end of the `with`. `mark` is in its memory."""
 
-    def __init__(self, lab: Lab, witness: Witness, host: VirtualHost, *argv: str, as_user: int = 0) -> None:
+    def __init__(
+        self, lab: Lab, witness: Witness, host: VirtualHost, *argv: str, as_user: int = 0, mark: str = ""
+    ) -> None:
         self._lab = lab
         self._witness = witness
         user = str(as_user)
         switched = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"] if as_user else []
         command = [*switched, "python3", "-m", f"witness.{argv[0]}", lab.client.ip4, str(TICK_PORT), *argv[1:]]
-        self.pid = host.spawn(command, log=LOG, env=PYTHON)
+        self.pid = host.spawn(command, log=LOG, env=PYTHON | {"MARK": mark})
         self.wait_ticks()
 
     def __enter__(self) -> Workload:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from phaul.lab.cluster import Lab
+from phaul.lab.recipe import SOURCE
 from phaul.lab.vm_host import VirtualHost
 from tests.lab.witness import Witness, wait_until
 
@@ -106,3 +109,35 @@ def test_what_works_for_the_agent_is_not_in_its_unit(machines: Lab, witness: Wit
     groups = a.path(f"/sys/fs/cgroup{CHILDREN}")
     restart(a)
     assert [entry.name for entry in groups.iterdir() if entry.name.isdigit()] == []
+
+
+def test_units_are_as_closed_as_is_written(machines: Lab) -> None:
+    page = (Path(__file__).parents[2] / "docs/systemd.md").read_text()
+    written = {unit: float(score) for score, unit in re.findall(r"(\d\.\d) for `(phaul-\w+\.service)`", page)}
+    host = machines.machines[0]
+    found = {}
+    for unit in written:
+        said = host.exec(["systemd-analyze", "security", "--no-pager", unit], timeout_seconds=PATIENCE_SECONDS).stdout
+        (score,) = re.findall(rf"Overall exposure level for {re.escape(unit)}: (\d+\.\d)", said)
+        found[unit] = float(score)
+    assert set(written) == {"phaul-agent.service", "phaul-workloads.service"}
+    assert found == written
+
+
+def test_a_socket_of_systemd_s_starts_the_agent_and_outlives_it(machines: Lab) -> None:
+    host = machines.machines[0]
+    unit = "phaul-agent.socket"
+    host.systemctl("stop", AGENT)
+    host.systemctl("link", f"{SOURCE}/phaul/systemd/{unit}")
+    host.systemctl("start", unit)
+    try:
+        assert main_pid(host) == 0
+        assert host.exec(["phaul", "status"], timeout_seconds=PATIENCE_SECONDS).returncode == 0
+        wait_active(host)
+        before = host.path("/run/phaul/agent.sock").stat().st_ino
+        host.systemctl("restart", AGENT)
+        assert host.path("/run/phaul/agent.sock").stat().st_ino == before
+    finally:
+        host.systemctl("stop", unit, AGENT)
+        host.systemctl("disable", unit)
+        host.start_agent()
