@@ -113,6 +113,7 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
             bridges=tuple(each.name for each in links if each.kind == "bridge"),
             macs=tuple(dict.fromkeys(each.mac for each in links if each.mac)),
             network_names=tuple(sorted(network_names())),
+            device_numbers=tuple(each.index for each in links),
             **kernel_facts(),
         )
 

@@ -38,7 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "new_address_own_network", "connections_closed", "unaccepted_connections", "address_on_both_hosts",
         "address_claimed",
         "address_of_own_network", "link_kind", "link_not_on_host", "link_without_bridge", "bridge_with_vlans",
-        "bridge_missing", "mac_taken", "network_name_taken",
+        "bridge_missing", "mac_taken", "network_name_taken", "link_number_taken",
     ),
     "The hosts": (
         "agents_address_moves", "criu_missing", "criu_too_old", "criu_unusable", "criu_older", "phaul_version",

@@ -156,6 +156,7 @@ class LinkFacts:
     mtu: int = 0  # of the outer end of a veth pair
     addresses: tuple[str, ...] = ()  # global ones, IP/PREFIX
     outer_index: int = 0  # the kernel's number for `outer`
+    index: int = 0  # and for itself, in its namespace
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +246,7 @@ class HostFacts:
     bridges: tuple[str, ...] = ()  # those of `devices` that are
     macs: tuple[str, ...] = ()  # of all devices
     network_names: tuple[str, ...] = ()  # of network namespaces, below /run/netns
+    device_numbers: tuple[int, ...] = ()  # the kernel's, of all devices
 
 
 @dataclass(frozen=True, slots=True)

@@ -178,6 +178,15 @@ def own_network_problems(
                 f"{link.name} stands as a macvlan.",
                 "Give the device that leads to the same network there this name (`ip link set NAME name NEW`).",
             )
+        if link.kind == "macvlan" and link.index in host.device_numbers:
+            # restore_one_macvlan (criu/net.c, 4.2.1) asks for it in the host's namespace, under its number: the kernel
+            # takes that for a change of the host's own device (-95).
+            yield Problem(
+                "link_number_taken",
+                f"The workload's macvlan {link.name} has the number {link.index}, which a network device of the "
+                f"destination {host.host_name} has too, and CRIU makes it again under its number.",
+                "Make it with a number that no host has: `ip link add link PARENT name NAME index 4711 type macvlan`.",
+            )
         if link.mac in host.macs:
             yield Problem(
                 "mac_taken",

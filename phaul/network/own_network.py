@@ -158,6 +158,7 @@ def _judge(device: dict[str, Any], outside: Sequence[HostLink], namespace: int) 
         mac=device["address"],
         outer=outer.name,
         outer_index=outer.index,
+        index=device["ifindex"],
         bridge=bridge_name,
         mtu=mtu,
         addresses=tuple(

@@ -55,7 +55,8 @@ class Box:
             ]
         else:
             connect = [
-                f"ip link add {self.outer} link {BRIDGE} type {kind} mode bridge",
+                # A number that no host has: CRIU makes it again under that.
+                f"ip link add link {BRIDGE} name {self.outer} index {4000 + number} type {kind} mode bridge",
                 f"ip link set {self.outer} netns {self.name}",
                 f"ip -n {self.name} link set {self.outer} name eth0 address {self.mac}",
             ]

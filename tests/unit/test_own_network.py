@@ -36,8 +36,8 @@ from phaul.network.link_fence import fence_rules
 from phaul.network.own_network import HostLink, _judge
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 
-VETH = LinkFacts("eth0", "veth", "02:00:00:00:00:50", "vweb", "br0", 1500, ("10.0.0.50/24",), 7)
-MACVLAN = LinkFacts("eth1", "macvlan", "02:00:00:00:00:51", "eno1", addresses=("10.0.0.51/24",), outer_index=2)
+VETH = LinkFacts("eth0", "veth", "02:00:00:00:00:50", "vweb", "br0", 1500, ("10.0.0.50/24",), 7, 2)
+MACVLAN = LinkFacts("eth1", "macvlan", "02:00:00:00:00:51", "eno1", addresses=("10.0.0.51/24",), outer_index=2, index=3)
 NETWORK = NetworkFacts((VETH, MACVLAN), ("web",), (SettingFacts("net/ipv4/tcp_fin_timeout", "7"),), inode=4026532000)
 WORKLOAD = WorkloadFacts(4711, (TaskFacts(4711, 1, "web", (4711,), 0, 1),), 1, (), (), has_own_network=True)
 THERE = HostFacts(host_name="b", devices=("lo", "eno1", "br0"), bridges=("br0",), macs=("52:54:00:00:00:01",))
@@ -56,6 +56,7 @@ def test_what_is_in_the_way_on_the_destination() -> None:
     assert codes(there=replace(THERE, bridges=())) == ["bridge_missing"]
     assert codes(there=replace(THERE, devices=("lo", "br0"))) == ["device_missing"]
     assert codes(there=replace(THERE, macs=(MACVLAN.mac,))) == ["mac_taken"]
+    assert codes(there=replace(THERE, device_numbers=(1, VETH.index, MACVLAN.index))) == ["link_number_taken"]
     assert codes(there=replace(THERE, network_names=("db", "web"))) == ["network_name_taken"]
     assert codes(local=("127.0.0.1", "10.0.0.50")) == ["address_on_destination"]
     assert codes(addresses=(AddressRequest("10.0.0.50", 24),)) == ["address_of_own_network"]

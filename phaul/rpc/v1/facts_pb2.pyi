@@ -368,6 +368,7 @@ class LinkFacts(_message.Message):
     MTU_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     OUTER_INDEX_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     """"veth" or "macvlan" """
@@ -377,6 +378,7 @@ class LinkFacts(_message.Message):
     bridge: _builtins.str
     mtu: _builtins.int
     outer_index: _builtins.int
+    index: _builtins.int
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
@@ -390,10 +392,11 @@ class LinkFacts(_message.Message):
         mtu: _builtins.int = ...,
         addresses: _abc.Iterable[_builtins.str] | None = ...,
         outer_index: _builtins.int = ...,
+        index: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bridge", b"bridge", "kind", b"kind", "mac", b"mac", "mtu", b"mtu", "name", b"name", "outer", b"outer", "outer_index", b"outer_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bridge", b"bridge", "index", b"index", "kind", b"kind", "mac", b"mac", "mtu", b"mtu", "name", b"name", "outer", b"outer", "outer_index", b"outer_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -593,6 +596,7 @@ class HostFacts(_message.Message):
     BRIDGES_FIELD_NUMBER: _builtins.int
     MACS_FIELD_NUMBER: _builtins.int
     NETWORK_NAMES_FIELD_NUMBER: _builtins.int
+    DEVICE_NUMBERS_FIELD_NUMBER: _builtins.int
     host_name: _builtins.str
     phaul_version: _builtins.str
     kernel_release: _builtins.str
@@ -626,6 +630,8 @@ class HostFacts(_message.Message):
     def macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def network_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def device_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -652,10 +658,11 @@ class HostFacts(_message.Message):
         bridges: _abc.Iterable[_builtins.str] | None = ...,
         macs: _abc.Iterable[_builtins.str] | None = ...,
         network_names: _abc.Iterable[_builtins.str] | None = ...,
+        device_numbers: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "bridges", b"bridges", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "macs", b"macs", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "most_memory_bytes", b"most_memory_bytes", "network_names", b"network_names", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "bridges", b"bridges", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "device_numbers", b"device_numbers", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "macs", b"macs", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "most_memory_bytes", b"most_memory_bytes", "network_names", b"network_names", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
