@@ -13,13 +13,11 @@ import sys
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from phaul.agent import peer_service
-from phaul.agent.client import AgentClient
 from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.strangers import STRANGERS, Strangers
 from phaul.agent.tls_front import AT_A_TIME, CONNECTIONS_A_HOST
@@ -31,11 +29,11 @@ from phaul.observe.seldom import Seldom
 from phaul.rpc.v1 import peer_pb2
 from phaul.transfer.wire import SealedWire, Side, channel_name
 from phaul.trust.connections import CALLS, dial
-from phaul.trust.store import TrustStore
 from phaul.trust.tls_stream import TlsStream
 from tests.component.conftest import ADDRESS, Pair
 from tests.component.hostile_agent import SOON_SECONDS
 from tests.component.trusting import LOOPBACK, Trusts, make_trusts, trusting_pair
+from tests.component.victim import Victim
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1 << 20
@@ -47,32 +45,6 @@ GARBAGE = (
     b"\0" * 100, b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"\x16\x03\x01\xff\xff" + b"\xff" * 5000, b"\x80" * 33,
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 1000, os.urandom(20_000), b"", b"\x15\x03\x03\0\2\2\x28",
 )  # fmt: skip
-
-
-@dataclass
-class Victim:
-    """An agent in a process of its own, and what its kernel says that it uses."""
-
-    process: subprocess.Popen[str]
-    store: TrustStore  # of the peer that is trusted
-    socket: Path
-    port: int
-    page_port: int
-
-    def descriptors(self) -> int:
-        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
-
-    def memory_bytes(self) -> int:
-        return int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-    async def serves(self) -> None:
-        """People on its host and other hosts."""
-        assert self.process.poll() is None
-        async with asyncio.timeout(30):
-            async with AgentClient(self.socket) as client:
-                await client.describe_host()
-            connection = await dial(self.store, LOOPBACK, self.port)
-            await connection.stream.close()
 
 
 @pytest.fixture

@@ -25,13 +25,12 @@ from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import Event, Outcome
 from phaul.migration.facts import (
     AddressRequest,
-    HookFacts,
     HostFacts,
     LinkFacts,
     MigrationRequest,
     NetworkFacts,
 )
-from phaul.migration.hooks import AFTER_THE_DECISION, Stage
+from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, ended, last_of
 from phaul.migration.page_images import HashedImage, PageImage, Runs
@@ -60,12 +59,11 @@ from tests.unit.crash_drivers import (
     ViolationError,
     current_process,
 )
+from tests.unit.crash_hooks import HOOKS, ran_as_it_ended
 
 T = TypeVar("T")
 LINK = LinkFacts("eth0", "veth", "02:00:00:00:00:50", "vweb", "br0")
 NETWORK = NetworkFacts((LINK,), ("web",))
-
-HOOKED = (Stage.PRE_DUMP, Stage.SETUP_NAMESPACES, Stage.SWITCHOVER, *AFTER_THE_DECISION)
 
 
 async def everybody(*_: object) -> None:
@@ -89,7 +87,7 @@ class SimHost:
         self.world = world
         self.name = name
         self.machine = FakeMachine(name, fault=self._fault, agent_alive=self._alive)
-        self.machine.hooks = [HookFacts(stage, f"/{stage}", timeout_seconds=1.0) for stage in HOOKED]
+        self.machine.hooks = list(HOOKS)
         self.journals = SimJournals(world, self)
         self.rooms: dict[str, Room] = {}
         self.process = Process()
@@ -382,13 +380,9 @@ class World:
                 if journal.records and not ended(journal.records):
                     self._violated(f"the journal of {host.name} ends with {journal.records[-1].mark}")
             if any(journal.records for journal in host.journals.by_id.values()):
-                self._check_hooks(host, Stage.POST_RESUME if running[0] is self.destination else Stage.ROLLBACK)
-
-    def _check_hooks(self, host: SimHost, ending: Stage) -> None:
-        """The hooks of how it ended have run, once but for those that say so, and those of the other end have not."""
-        last = [told for told in host.machine.hooks_ran if told["PHAUL_STAGE"] in AFTER_THE_DECISION]
-        if {told["PHAUL_STAGE"] for told in last} != {ending} or sum("PHAUL_REPEATED" not in told for told in last) > 1:
-            self._violated(f"the hooks that {host.name} ran at the end were {last}")
+                ending = Stage.POST_RESUME if running[0] is self.destination else Stage.ROLLBACK
+                if not ran_as_it_ended(host.machine.hooks_ran, ending):
+                    self._violated(f"the hooks that {host.name} ran were {host.machine.hooks_ran}")
 
 
 def _task_in_process(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, Any], **options: Any) -> Any:
