@@ -170,5 +170,5 @@ async def _carry(
     finally:
         for each in ways:
             each.cancel()
+        inner_writer.close()  # before anything is waited for: the agent may end meanwhile
         await asyncio.gather(*ways, return_exceptions=True)  # ConnectionError: the end, too
-        inner_writer.close()

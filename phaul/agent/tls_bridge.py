@@ -71,8 +71,8 @@ async def carry(connection: TrustedConnection, reader: asyncio.StreamReader, wri
     finally:
         for way in ways:
             way.cancel()
+        writer.close()  # before anything is waited for: the agent may end meanwhile
         await asyncio.gather(*ways, return_exceptions=True)  # ConnectionError, ssl.SSLError: the end, too
-        writer.close()
         if broken:
             stream.abort()
         else:
