@@ -27,7 +27,9 @@ from phaul.trust.store import PROTOCOL, TrustStore
 from phaul.trust.tls_stream import TlsStream
 from phaul.trust.trust_list import LONGEST_BYTES
 
+CONNECT_SECONDS = 3.0  # a SYN that is lost is sent again after one second: two more may be
 HELLO_SECONDS = 10.0
+SILENCE_SECONDS = 3  # a link that was cut says nothing: what is not acknowledged for so long breaks the connection
 LINE_BYTES = 2 * LONGEST_BYTES  # a list is escaped twice
 
 CALLS = "calls"  # what is wanted: gRPC
@@ -61,8 +63,9 @@ async def dial(store: TrustStore, host: str, port: int, wants: str = NOTHING, re
     peer = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
     trust = store.current()
     try:
-        async with asyncio.timeout(HELLO_SECONDS):
+        async with asyncio.timeout(CONNECT_SECONDS):
             reader, writer = await _connect(trust.names, host, port)
+        _watch_for_silence(writer.get_extra_info("socket"))
     except (OSError, TimeoutError) as error:
         raise UnreachableError(
             f"the phaul agent of {peer} cannot be reached",
@@ -148,6 +151,17 @@ async def _connect(own: Names, host: str, port: int) -> tuple[asyncio.StreamRead
             except OSError as error:
                 failure = error
     raise failure or OSError("it has no address")
+
+
+def _watch_for_silence(connection: socket.socket) -> None:
+    """Have the kernel break a connection to a host that is gone, also while nothing is to be sent (tcp(7)).
+
+    gRPC's own pings do not: it knows of nothing but the Unix socket before the tunnel.
+    """
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, SILENCE_SECONDS * 1000)
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, SILENCE_SECONDS)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
 
 
 def _usual_address(family: int, address: tuple[str, int] | tuple[str, int, int, int] | tuple[int, bytes]) -> str:
