@@ -106,6 +106,7 @@ async def receive(store: TrustStore, reader: asyncio.StreamReader, writer: async
     The stream is closed when this raises: `NotTrustedError` with the reason, `UnreachableError` where it broke.
     """
     host = str(writer.get_extra_info("peername")[0])
+    _watch_for_silence(writer.get_extra_info("socket"))
     stream = TlsStream(store.current().server, reader, writer, server_side=True)
     try:
         async with asyncio.timeout(HELLO_SECONDS):
