@@ -354,10 +354,11 @@ class Arrival:
     async def _clean_up(self) -> None:
         if self._gate is not None:
             await self._gate.__aexit__(None, None, None)
+        if self._guard is not None:
+            await self._guard.close()
         await self._see_loaded()
-        for helper in (self._guard, self._loader):
-            if helper is not None:
-                await helper.close()
+        if self._loader is not None:
+            await self._loader.close()
         await self._host.rooms.release(self._id)
         await self.hooks.settled()
         await self._journal.write(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
