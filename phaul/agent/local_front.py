@@ -11,8 +11,10 @@ import asyncio
 import os
 import secrets
 import socket
+import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -51,8 +53,10 @@ class LocalFront:
         self._own = listener is None
         if listener is None:
             listener = self._listen()
+        # From 3.13 on asyncio removes the socket with its server: also one that is a service manager's.
+        keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
         self._server = await asyncio.start_unix_server(
-            self._accepted, sock=listener, backlog=BACKLOG, limit=CHUNK_BYTES
+            self._accepted, sock=listener, backlog=BACKLOG, limit=CHUNK_BYTES, **keep
         )
 
     def _listen(self) -> socket.socket:

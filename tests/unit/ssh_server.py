@@ -92,5 +92,5 @@ class SshServer:
             self._transports.append(transport)
             try:
                 transport.start_server(server=_Policy(self))
-            except (paramiko.SSHException, EOFError):
-                transport.close()  # the other side has not liked our key
+            except (paramiko.SSHException, EOFError, OSError):
+                transport.close()  # the other side has not liked our key, and may have left by now
