@@ -57,7 +57,7 @@ class TlsTunnel:
             os.umask(mask)
         self._listener.listen(BACKLOG)
         self._listener.setblocking(False)
-        self._start(self._accept())
+        asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     @property
     def target(self) -> str:
@@ -66,19 +66,30 @@ class TlsTunnel:
 
     async def close(self) -> None:
         """Break every connection, and remove the socket."""
+        asyncio.get_running_loop().remove_reader(self._listener)
+        self._listener.close()
+        await asyncio.sleep(0)  # each task takes its first step, and will close what it was given
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._listener.close()
         self._path.unlink(missing_ok=True)
 
-    async def _accept(self) -> None:
-        while True:
-            connection, _ = await asyncio.get_running_loop().sock_accept(self._listener)
-            self._start(self._serve(connection))
+    def _accept(self) -> None:
+        # Not asyncio's servers: what comes in while one is being closed, as gRPC does again and again, they leave open.
+        try:
+            accepted, _ = self._listener.accept()
+        except OSError:  # gone again, or the agent is out of descriptors
+            return
+        task = asyncio.get_running_loop().create_task(self._serve(accepted))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _serve(self, accepted: socket.socket) -> None:
-        reader, writer = await asyncio.open_unix_connection(sock=accepted, limit=CHUNK_BYTES)
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=accepted, limit=CHUNK_BYTES)
+        except BaseException:
+            accepted.close()
+            raise
         try:
             connection = await self._dial()
         except PhaulError as error:
@@ -104,11 +115,6 @@ class TlsTunnel:
             raise failure
         self._why_not = anyone
         return connection
-
-    def _start(self, work: asyncio._CoroutineLike[None]) -> None:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
 
 
 def anyone(names: Sequence[str]) -> None:
