@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 from collections.abc import Callable
@@ -109,6 +110,23 @@ def test_what_works_for_the_agent_is_not_in_its_unit(machines: Lab, witness: Wit
     groups = a.path(f"/sys/fs/cgroup{CHILDREN}")
     restart(a)
     assert [entry.name for entry in groups.iterdir() if entry.name.isdigit()] == []
+
+
+def test_reloading_the_unit_reads_the_policy_again(machines: Lab) -> None:
+    host = machines.machines[0]
+    agent = main_pid(host)
+    policy = host.path("/etc/phaul/policy.toml")
+    policy.parent.mkdir(parents=True, exist_ok=True)
+    policy.write_text("[limits]\nmigrations = 3\n")
+    policy.chmod(0o644)
+    try:
+        host.systemctl("reload", AGENT)
+        shown = json.loads(host.exec(["phaul", "policy", "show", "--json"], timeout_seconds=PATIENCE_SECONDS).stdout)
+        assert shown["limits"]["migrations"] == 3
+        assert main_pid(host) == agent
+    finally:
+        policy.unlink()
+        host.systemctl("reload", AGENT)
 
 
 def test_units_are_as_closed_as_is_written(machines: Lab) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import shorten
 
 from .matrix import CELLS, MEANINGS, PHASES, Fault
 from .runner import Result
 
 PAGE = "docs/faults.md"
 COMMAND = "python -m tests.lab.faults --write"
+LONGEST_REMARK = 200  # the names of an image's files tell nobody more
 
 _HEAD = f"""# What faults do to a migration
 
@@ -100,4 +102,9 @@ def _status(result: Result) -> str:
 
 def _remarks(result: Result) -> list[str]:
     connection = [] if result.connection == "alive" else [f"the client's connection: {result.connection}"]
-    return [*result.wrong, *connection, *(f"left on the {left}" for left in result.left), *result.notes]
+    return [
+        *result.wrong,
+        *connection,
+        *(f"left on the {shorten(left, LONGEST_REMARK)}" for left in result.left),
+        *result.notes,
+    ]
