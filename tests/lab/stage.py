@@ -24,7 +24,7 @@ from .witness import PROGRAMS, PYTHON, TICK_PORT, Tick, Witness, faults, longest
 
 SOURCE_OF_PROGRAMS = Path(__file__).parent / "programs"
 # Each test has floating addresses of its own: no neighbour remembers where an earlier test had them.
-FLOATING = itertools.count(100)
+FLOATING = itertools.cycle(range(100, 175))  # not those of the test before; 80 more are for second addresses
 DEVICE = "eth0"
 WORKLOAD_LOG = "/var/log/workload.log"
 SOCKETS = "/run/witness"  # a directory of both hosts, for sockets with a path
