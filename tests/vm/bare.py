@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import phaul
 from phaul.lab import building, commands
 from phaul.lab.cluster import Lab
 from phaul.lab.vm_host import VirtualHost
@@ -21,21 +24,39 @@ PIP = "/opt/phaul/venv/bin/pip"
 SSH = "/root/.ssh"
 
 
-def make_wheel(directory: Path) -> Path:
+def make_wheel(directory: Path, source: Path = ROOT) -> Path:
     """What `make wheel` makes."""
     argv = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation"]
-    commands.run([*argv, "--wheel-dir", str(directory), str(ROOT)], timeout_seconds=WHEEL_SECONDS)
+    commands.run([*argv, "--wheel-dir", str(directory), str(source)], timeout_seconds=WHEEL_SECONDS)
     (wheel,) = directory.glob("phaul-*.whl")
     return wheel
+
+
+def make_newer_wheel(directory: Path, version: str) -> Path:
+    """The same, of the checkout's code as a later version."""
+    with tempfile.TemporaryDirectory(prefix="phaul-newer-") as scratch:
+        source = Path(scratch)
+        shutil.copytree(ROOT / "phaul", source / "phaul", ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("LICENSE", "README.md", "pyproject.toml"):
+            shutil.copy(ROOT / name, source)
+        for file in (source / "pyproject.toml", source / "phaul/__init__.py"):
+            before, _, after = file.read_text().partition(f'"{phaul.__version__}"')
+            assert after
+            file.write_text(f'{before}"{version}"{after}')
+        return make_wheel(directory, source)
+
+
+def install(lab: Lab, wheel: Path) -> None:
+    """Install it on the client, from the shared directory."""
+    options = ["--quiet", "--no-deps", "--no-index", "--force-reinstall", "--no-warn-script-location"]
+    lab.client.exec([PIP, "install", *options, f"/srv/shared/{wheel.relative_to(lab.shared)}"])
 
 
 @contextmanager
 def bare_lab(name: str, progress: building.Progress = lambda line: None) -> Iterator[Lab]:
     """The lab; on its client phaul is installed from its wheel, and root's key opens both machines."""
     with Lab.up(name, virtual=True, bare=True, progress=progress) as lab:
-        wheel = make_wheel(lab.shared)
-        options = ["--quiet", "--no-deps", "--no-index", "--force-reinstall", "--no-warn-script-location"]
-        lab.client.exec([PIP, "install", *options, f"/srv/shared/{wheel.name}"])
+        install(lab, make_wheel(lab.shared))
         directory = lab.client.path(SSH)
         directory.mkdir(mode=0o700, exist_ok=True)
         key = directory / "id_ed25519"
@@ -52,10 +73,10 @@ def know(lab: Lab, host: VirtualHost) -> None:
     known.write_text(before + f"{host.name} {' '.join(key)}\n")
 
 
-def steps(output: str) -> dict[str, str]:
-    """What became of each step, by name, of `--json`."""
+def steps(output: str, host: str) -> dict[str, str]:
+    """What became of each step for a host, by name, of `--json`."""
     events: Sequence[dict[str, Any]] = [json.loads(line) for line in output.splitlines()]
-    return {event["step"]: event["state"] for event in events if event["event"] == "step"}
+    return {event["step"]: event["state"] for event in events if event["event"] == "step" and event["host"] == host}
 
 
 def put(host: VirtualHost, file: Path, path: str) -> None:
