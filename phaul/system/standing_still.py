@@ -30,6 +30,8 @@ NOTHING_LEFT = "ZX"
 HALTED = "Tt"
 
 _libc = ctypes.CDLL(None, use_errno=True)
+# Its calls keep the interpreter's lock: no other thread of ours comes in between two of them.
+_at_once = ctypes.PyDLL(None)
 
 
 def is_traced(pid: int) -> bool:
@@ -73,10 +75,10 @@ def silence(pidfd: int, pid: int) -> int:
 def tell_clients(pidfd: int, pid: int) -> int:
     """Send a window probe over every established connection of a process; give over how many.
 
-    The answer, or the client's next segment, comes to where the connection is now. The process must stand still: in
-    repair mode, for a moment, its own calls would fail.
+    The answer, or the client's next segment, comes to where the connection is now. Nothing is sent for a process that
+    does not stand still: in repair mode, for some microseconds, its own calls would fail (EPERM).
     """
-    return _each_connection(pidfd, pid, _probe_over)
+    return _each_connection(pidfd, pid, _probe_over) if stands_still(pid) else 0
 
 
 def _each_connection(pidfd: int, pid: int, treat: Callable[[socket.socket], bool]) -> int:
@@ -103,8 +105,8 @@ def _probe_over(found: socket.socket) -> bool:
     if found.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] != TCP_ESTABLISHED:
         return False
     reuse = found.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
-    found.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_ON)
-    found.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF)
+    for mode in (TCP_REPAIR_ON, TCP_REPAIR_OFF):
+        _at_once.setsockopt(found.fileno(), socket.IPPROTO_TCP, TCP_REPAIR, ctypes.byref(ctypes.c_int(mode)), 4)
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
     return True
 

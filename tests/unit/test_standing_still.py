@@ -80,10 +80,15 @@ def test_clients_are_told(server: tuple[subprocess.Popen[str], socket.socket]) -
     before = segments_in(client)
     pidfd = os.pidfd_open(child.pid)
     try:
+        assert tell_clients(pidfd, child.pid) == 0, "its own calls would fail meanwhile"
+        assert segments_in(client) == before
+        child.send_signal(signal.SIGSTOP)
+        os.waitpid(child.pid, os.WUNTRACED)
         assert tell_clients(pidfd, child.pid) == 1
     finally:
         os.close(pidfd)
     assert segments_in(client) > before
+    child.send_signal(signal.SIGCONT)
     client.sendall(b"it goes on")
     assert not hears_of_an_end(client)
 
