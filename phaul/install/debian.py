@@ -19,7 +19,7 @@ import phaul
 from phaul.errors import InstallError
 from phaul.install import registry
 from phaul.install.bundle import MINIMUM_GLIBC, MINIMUM_PYTHON, Bundle, Platform
-from phaul.install.host_setup import unit_files
+from phaul.install.host_setup import SETTINGS, unit_files
 from phaul.observe.logs import configure_logs
 from phaul.system.process import run
 
@@ -63,12 +63,16 @@ if [ "$1" = remove ] && [ -d /run/systemd/system ]; then
 fi
 find {HOME} -name __pycache__ -type d -prune -exec rm -rf {{}} +
 """
-_POSTRM = """#!/bin/sh
+# The settings are no file of the package: `phaul host add` writes them, or a person.
+_POSTRM = f"""#!/bin/sh
 set -e
 if [ -d /run/systemd/system ]; then systemctl daemon-reload; fi
-if [ "$1" = purge ]; then rm -rf /var/lib/phaul; fi
+if [ "$1" = purge ]; then
+    rm -rf /var/lib/phaul
+    rm -f {SETTINGS}
+    rmdir /etc/phaul 2>/dev/null || true
+fi
 """
-_SETTINGS = "# Options of `phaul agent --help`, as PHAUL_NAME=VALUE.\n#PHAUL_LISTEN=[::]:7428\n"
 
 
 def build(wanted: Platform, out: Path) -> Path:
@@ -96,7 +100,6 @@ def build(wanted: Platform, out: Path) -> Path:
         )
         scripts = {"postinst": _POSTINST, "prerm": _PRERM, "postrm": _POSTRM}
         _write(tree / "DEBIAN/control", control)
-        _write(tree / "DEBIAN/conffiles", "/etc/phaul/agent.env\n")
         for name, script in scripts.items():
             _write(tree / "DEBIAN" / name, script, 0o755)
         argv = ["dpkg-deb", "--root-owner-group", "-Zgzip", "--build", str(tree), str(target)]
@@ -118,7 +121,6 @@ def _lay_out(tree: Path, bundle: Bundle) -> None:
     for path, text in unit_files().items():
         place = _PLACES[str(Path(path).parent)]
         _write(tree / place / Path(path).name, text)
-    _write(tree / "etc/phaul/agent.env", _SETTINGS)
     _write(tree / "usr/share/doc/phaul/copyright", "phaul: Apache-2.0, /usr/share/common-licenses/Apache-2.0\n")
     for folder in (tree, *(each for each in tree.rglob("*") if each.is_dir() and not each.is_symlink())):
         folder.chmod(0o755)

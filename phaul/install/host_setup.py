@@ -78,18 +78,15 @@ class HostSetup:
     def units(self, port: int) -> None:
         """Put the agent's units, and its settings where there are none."""
         with step_of(self._report, "units") as step:
-            if self.state.packaged:
-                step.unchanged("those of the Debian package")
-                return
             listen = f"{'[::]' if self.state.ip6 else '0.0.0.0'}:{port}"
-            wanted = dict(self._units)
+            wanted = {} if self.state.packaged else dict(self._units)
             if SETTINGS not in self.state.files:
                 wanted[SETTINGS] = f"# Options of `phaul agent --help`, as PHAUL_NAME=VALUE.\nPHAUL_LISTEN={listen}\n"
             stale = {path: text for path, text in wanted.items() if self.state.files.get(path) != _digest(text)}
             for path, text in stale.items():
                 put(self._host, path, text.encode(), 0o644)
             if not stale:
-                step.unchanged()
+                step.unchanged("those of the Debian package" if self.state.packaged else "")
                 return
             self._host.check(
                 "systemctl daemon-reload; systemd-tmpfiles --create phaul.conf", "units could not be loaded"

@@ -159,6 +159,9 @@ def test_settings_of_the_host_s_own_stay_and_missing_ones_say_where_to_listen() 
     host = FakeHost(in_place())
     setup_of(host)[0].units(7777)
     assert not host.written
+    host = FakeHost(FACTS | {"packaged": f"installed {phaul.__version__}+py3.13"})
+    setup_of(host)[0].units(7777)
+    assert set(host.written) == {SETTINGS}
 
 
 def test_an_agent_that_does_not_start_says_why() -> None:

@@ -238,8 +238,10 @@ def test_the_debian_package_is_installed_and_host_add_leaves_it_alone(bare: Lab)
     assert b.systemctl("is-active", AGENT, check=False) == "inactive"
     assert steps(typed(bare, "host", "add", "root@b", "--json"), "b") == ALL_UNCHANGED | {
         "certificate": "done",
+        "units": "done",  # the settings, which say where to listen
         "agent": "done",
     }
+    assert steps(typed(bare, "host", "add", "root@b", "--json"), "b") == ALL_UNCHANGED
     assert b.systemctl("show", "--property=FragmentPath", "--value", AGENT) == f"/usr/lib/systemd/system/{AGENT}"
     b.exec(["apt-get", "purge", "-qq", "phaul"], timeout_seconds=INSTALL_SECONDS)
     assert b.systemctl("is-active", AGENT, check=False) == "inactive"
