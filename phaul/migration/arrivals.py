@@ -268,11 +268,11 @@ class Arrivals:
         delay_seconds = LEASE_SECONDS
         while not incoming.arrival.ended:
             await clock.sleep(delay_seconds)
-            silent_us = clock.monotonic_us() - incoming.heard_us
+            silent_seconds = (clock.monotonic_us() - incoming.heard_us) / 1e6
             restoring = incoming.answers.get("restore")
-            if silent_us < LEASE_SECONDS * 1e6 or (restoring and not restoring.done()):
+            delay_seconds = max(ASK_AGAIN_SECONDS, LEASE_SECONDS - silent_seconds)
+            if silent_seconds < LEASE_SECONDS or (restoring and not restoring.done()):
                 continue
-            delay_seconds = ASK_AGAIN_SECONDS
             word = await self._ask(incoming)
             held = incoming.arrival.may_be_the_last_copy
             if word is Word.COMMITTED and held:

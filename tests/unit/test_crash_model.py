@@ -7,6 +7,7 @@ failing case prints its plan and its trace; `@example(plan)` reproduces it.
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -14,9 +15,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from phaul.lab.fake_machine import TreeState
+from phaul.migration.arrivals import ASK_AGAIN_SECONDS, LEASE_SECONDS, Arrivals
 from phaul.migration.lazy import LoadingState
+from phaul.migration.recovery import Word
 from tests.unit.crash_drivers import PID, Fault, ViolationError
-from tests.unit.crash_world import World
+from tests.unit.crash_world import SimHost, World
 
 CASES = 10_000
 SHOWN_STEPS = 150
@@ -48,6 +51,27 @@ def test_without_faults_it_completes(*, lazily: bool) -> None:
     assert world.destination.rooms == {}
     assert world.destination.machine.state(PID) is TreeState.RUNNING
     assert world.count > 40
+
+
+def test_a_source_that_is_silent_is_asked_as_soon_as_its_lease_is_over() -> None:
+    silent_seconds: dict[Any, float] = {}  # before it was asked for the first time
+    ask = Arrivals._ask
+
+    async def asked(self: Arrivals, incoming: Any) -> Word:
+        silent_seconds.setdefault(self, (self._host.clock.monotonic_us() - incoming.heard_us) / 1e6)
+        return await ask(self, incoming)
+
+    step = World.step
+
+    def slow_step(self: World, host: SimHost, name: str) -> Fault | None:
+        self.now_seconds += 0.5
+        return step(self, host, name)
+
+    with mock.patch.object(Arrivals, "_ask", asked), mock.patch.object(World, "step", slow_step):
+        for number in range(steps_without_faults(lazily=False)):
+            play({number: Fault.PARTITION}, [])
+    assert len(silent_seconds) > 5
+    assert all(LEASE_SECONDS <= each < LEASE_SECONDS + 2 * ASK_AGAIN_SECONDS for each in silent_seconds.values())
 
 
 @pytest.mark.parametrize("lazily", [False, True])

@@ -112,8 +112,13 @@ def criu_of(host: Host, patience_seconds: float = CATCH_SECONDS) -> int:
 def fill(host: Host, migration_id: str) -> None:
     """Make the room of a migration as small as what is in it."""
     room = f"/run/phaul/images/{migration_id}"
-    used = shutil.disk_usage(host.path(room)).used
-    host.exec(["mount", "-o", f"remount,size={max(used, 1 << 16)}", room])
+
+    def done() -> bool:
+        used = shutil.disk_usage(host.path(room)).used
+        argv = ["mount", "-o", f"remount,size={max(used, 1 << 16)}", room]
+        return host.exec(argv, check=False).returncode == 0  # not where more has come into it since
+
+    wait_until(done, f"{room} cannot be made smaller")
 
 
 def machine_pid(host: Host, pid: int | None) -> int:
