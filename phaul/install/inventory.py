@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,14 +68,26 @@ class Inventory:
 
     def put(self, host: AddedHost) -> None:
         """Add or replace."""
-        self._write(self.hosts() | {host.name: host})
+        with self._locked():
+            self._write(self.hosts() | {host.name: host})
 
     def drop(self, name: str) -> None:
         """Forget."""
-        self._write({other: host for other, host in self.hosts().items() if other != name})
+        with self._locked():
+            self._write({other: host for other, host in self.hosts().items() if other != name})
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Several hosts may be added at once."""
+        self._file.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
+        descriptor = os.open(self._file.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
 
     def _write(self, hosts: Mapping[str, AddedHost]) -> None:
-        self._file.parent.mkdir(parents=True, mode=0o700, exist_ok=True)
         write_private(
             self._file, json.dumps({name: dataclasses.asdict(host) for name, host in hosts.items()}, indent=1)
         )

@@ -9,6 +9,8 @@ import py_compile
 import subprocess
 import sys
 import tarfile
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -110,3 +112,16 @@ def test_added_hosts_are_kept(tmp_path: Path) -> None:
     assert inventory.find("root@b") == host
     inventory.drop("b")
     assert inventory.hosts() == {}
+
+
+def test_no_host_is_forgotten_where_several_are_added_at_once(tmp_path: Path) -> None:
+    names = [f"host{number}" for number in range(16)]
+    at_once = threading.Barrier(len(names))
+
+    def put(name: str) -> None:
+        at_once.wait(30)
+        Inventory(tmp_path).put(AddedHost(name, f"root@{name}", 7428))
+
+    with ThreadPoolExecutor(len(names)) as adding:
+        list(adding.map(put, names))
+    assert sorted(Inventory(tmp_path).hosts()) == sorted(names)
