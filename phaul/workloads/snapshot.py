@@ -6,6 +6,7 @@ Called by `workloads.process`. Reads only; blocks (10 ms a GiB of memory), so it
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass, field, replace
 
 from phaul.system import control_groups, namespaces, procfs, sharing, sockets, sysv
@@ -17,6 +18,8 @@ from phaul.system.sockets import InternetSocket, UnixSocket
 NOT_TO_SHARE = {Shared.MEMORY: "memory", Shared.DIRECTORIES: "the working directory"}
 # CRIU dumps them once for a process, from its first thread.
 NOT_TO_PART = {Shared.DESCRIPTORS: "descriptors", Shared.DIRECTORIES: "working directory"}
+LOOKS = 10
+LOOK_SECONDS = 0.01
 SYSTEM_V = (sysv.semaphores_used_by, sysv.queues_used_by)
 
 
@@ -117,7 +120,7 @@ def take(root_pid: int) -> TreeSnapshot:
     semaphores, queues = ((), ()) if foreign_ipc else (used_by(tree.pids) for used_by in SYSTEM_V)
     return replace(
         tree,
-        internet=sockets.internet_sockets(root_pid),
+        internet=_internet_sockets(tree),
         unix=_unix_sockets(tree),
         netlink_unread=sockets.netlink_unread(root_pid),
         groups=sockets.multicast_groups(root_pid),
@@ -126,6 +129,30 @@ def take(root_pid: int) -> TreeSnapshot:
         semaphores=semaphores,
         message_queues=queues,
     )
+
+
+def _internet_sockets(tree: TreeSnapshot) -> dict[int, InternetSocket]:
+    """Those of the tree's network; of its UDP sockets only what is held back (UDP_CORK) counts as waiting to be sent.
+
+    A datagram on its way to the device is in its socket for some microseconds, one that is held back in every look.
+    """
+    mine = {each.look.st_ino for process in tree.processes for each in process.descriptors}
+
+    def sending(found: dict[int, InternetSocket]) -> set[int]:
+        return {inode for inode, each in found.items() if inode in mine and each.protocol == "udp" and each.sending}
+
+    found = sockets.internet_sockets(tree.root.pid)
+    held_back = sending(found)
+    for _ in range(LOOKS):
+        if not held_back:
+            break
+        time.sleep(LOOK_SECONDS)
+        found = sockets.internet_sockets(tree.root.pid)
+        held_back &= sending(found)
+    return {
+        inode: replace(each, sending=0) if each.protocol == "udp" and inode not in held_back else each
+        for inode, each in found.items()
+    }
 
 
 def _unix_sockets(tree: TreeSnapshot) -> dict[int, UnixSocket]:

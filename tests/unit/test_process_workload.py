@@ -15,7 +15,7 @@ import pytest
 
 from phaul.errors import PreflightError
 from phaul.migration.facts import FileFacts, FileUse, WorkloadFacts
-from phaul.system import procfs
+from phaul.system import procfs, sockets
 from phaul.system.procfs import Descriptor
 from phaul.units import MIB
 from phaul.workloads import holdings, obstacles, snapshot
@@ -273,6 +273,24 @@ def test_descriptors_are_judged_by_kind(link: str, mode: int, device: int, proto
     assert [problem.code for problem in found] == ([code] if code else [])
     if code:
         assert "descriptor 7" in found[0].message and f"process {os.getpid()} (" in found[0].message
+
+
+@pytest.mark.parametrize(("busy_looks", "expected"), [(1, set()), (2, set()), (1000, {"unsent_messages"})])
+def test_only_what_is_held_back_counts_as_unsent(
+    start: Start, monkeypatch: pytest.MonkeyPatch, busy_looks: int, expected: set[str]
+) -> None:
+    """A datagram on its way to the device is seen in its socket as well."""
+    child = start("sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); sender.connect(('127.0.0.1', 9))")
+    look = sockets.internet_sockets
+    looks = 0
+
+    def busy(pid: int) -> dict[int, sockets.InternetSocket]:
+        nonlocal looks
+        looks += 1
+        return {inode: replace(each, sending=looks <= busy_looks) for inode, each in look(pid).items()}
+
+    monkeypatch.setattr(sockets, "internet_sockets", busy)
+    assert codes(inspect(child.pid)) == expected
 
 
 def test_what_the_kernel_says_of_the_process_itself_is_judged(start: Start) -> None:
