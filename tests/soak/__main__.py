@@ -68,6 +68,13 @@ def soak_network(seed: int, moves: int, limit_seconds: float) -> int:
     return 1 if outcome.wrong else 0
 
 
+def show_logs(lab: Lab) -> None:
+    """What the agents said last."""
+    for host in lab.hosts.values():
+        print(f"--- the agent's log of {host.name}")
+        print(host.path(AGENT_LOG).read_text()[-LOG_BYTES:])
+
+
 def main() -> int:
     """Soak; give the exit status."""
     arguments = parse_arguments()
@@ -78,13 +85,14 @@ def main() -> int:
     try:
         with Lab.up(f"soak-{os.getpid()}") as lab:
             soak = Soak(lab, arguments.seed, lambda line: print(line, flush=True))
-            outcome = soak.run(arguments.moves, arguments.fault_every, LIMIT_SECONDS)
-            if outcome.wrong:
-                for host in lab.hosts.values():
-                    print(f"--- the agent's log of {host.name}")
-                    print(host.path(AGENT_LOG).read_text()[-LOG_BYTES:])
+            outcome = soak.outcome
+            try:
+                soak.run(arguments.moves, arguments.fault_every, LIMIT_SECONDS)
+            finally:
+                if outcome.wrong:
+                    show_logs(lab)
     except PhaulError as error:
-        print(f"the soak could not go on: {error}")
+        print(f"the soak could not go on: {error}", *outcome.wrong, sep="\n")
         return 1
     tell(outcome, time.monotonic() - began)
     return 1 if outcome.wrong else 0
