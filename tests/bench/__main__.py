@@ -18,7 +18,7 @@ from rich.console import Console
 
 from phaul.errors import PhaulError
 from phaul.lab.cluster import Lab
-from tests.bench import by_hand, by_phaul, compression, machines, tables
+from tests.bench import by_hand, by_phaul, compression, encryption, machines, tables
 from tests.bench.figures import Comparison, Pair, compare
 from tests.bench.moves import METHODS, Move
 from tests.bench.scene import BenchError, Scene, warm_memory
@@ -43,6 +43,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--sealed", action="store_true", help="phaul encrypts; by hand memory goes in the clear anyway")
     parser.add_argument("--strict", action="store_true", help="exit 1 when a target is not reached")
     parser.add_argument("--compression", action="store_true", help="instead: --compress auto against none")
+    parser.add_argument(
+        "--encryption", action="store_true", help="instead: the page channel encrypted against in the clear"
+    )
     parser.add_argument("--machines", action="store_true", help="instead: pre-copy between virtual machines")
     parser.add_argument(
         "--parts", default=",".join(machines.PARTS), help=f"of --machines, with commas ({','.join(machines.PARTS)})"
@@ -80,6 +83,8 @@ def main() -> int:
     arguments = parse_arguments()
     if arguments.compression:
         return compression.run(strict=arguments.strict)
+    if arguments.encryption:
+        return encryption.run(arguments.runs, strict=arguments.strict)
     if arguments.machines:
         return machines.run(arguments.parts.split(","), arguments.moves, strict=arguments.strict)
     console = Console(highlight=False, width=None if sys.stdout.isatty() else tables.WIDTH)

@@ -6,8 +6,9 @@ import dataclasses
 
 import pytest
 
+from tests.bench import encryption
 from tests.bench.figures import Pair, compare
-from tests.bench.moves import Move
+from tests.bench.moves import Move, Step
 
 
 def move(method: str, downtime_us: float, total_us: float = 1_000_000, sent_bytes: int = 1000) -> Move:
@@ -56,3 +57,10 @@ def test_every_quantity_looks_at_its_own_field() -> None:
     )
     assert [comparison.ratio for comparison in compare(256, [pair])] == [1 / 2, 1 / 4, 1 / 8]
     assert dataclasses.asdict(pair.phaul)["steps"] == ()
+
+
+def test_the_rate_with_encryption_is_compared_pair_by_pair() -> None:
+    steps = (Step("dump (source)", 1e6, 500e3), Step("send images (source)", 2e6, 9e6))
+    assert encryption.rate(dataclasses.replace(move("phaul", 1), steps=steps)) == pytest.approx(2 << 30)
+    # The machine became three times slower for the last pair.
+    assert encryption.ratio([{"on": 60, "off": 100}, {"on": 70, "off": 100}, {"on": 27, "off": 33}]) == 0.7
