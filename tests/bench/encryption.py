@@ -59,6 +59,16 @@ def measure(lab: Lab, scene: Scene, pid: int, runs: int, say: Callable[[str], No
     return pairs[1:]
 
 
+def table(pairs: list[Pair]) -> Table:
+    """Medians, and the ratios pair by pair."""
+    columns = ("encrypted", "in the clear", "ratio", "min", "max", "target")
+    made = Table(*columns, title=f"{MEMORY_MIB} MiB, {len(pairs)} pairs: rate of the dump")
+    rates = (format_rate(statistics.median(pair[choice] for pair in pairs)) for choice in CHOICES)
+    each = [pair["on"] / pair["off"] for pair in pairs]
+    made.add_row(*rates, *(f"{value:.2f}" for value in (ratio(pairs), min(each), max(each), TARGET)))
+    return made
+
+
 def run(runs: int, *, strict: bool) -> int:
     """Run the benchmark; give the exit status."""
     progress = Console(highlight=False, stderr=True, soft_wrap=True)
@@ -75,12 +85,5 @@ def run(runs: int, *, strict: bool) -> int:
     except (PhaulError, BenchError) as error:
         progress.print(f"The benchmark failed: {error}")
         return 1
-    found = ratio(pairs)
-    table = Table(
-        "encrypted", "in the clear", "ratio", "min", "max", "target", title=f"{MEMORY_MIB} MiB: rate of the dump"
-    )
-    each = [pair["on"] / pair["off"] for pair in pairs]
-    medians = (format_rate(statistics.median(pair[choice] for pair in pairs)) for choice in CHOICES)
-    table.add_row(*medians, f"{found:.2f}", f"{min(each):.2f}", f"{max(each):.2f}", f"{TARGET:.2f}")
-    Console(highlight=False).print(table)
-    return 1 if strict and found < TARGET else 0
+    Console(highlight=False).print(table(pairs))
+    return 1 if strict and ratio(pairs) < TARGET else 0
