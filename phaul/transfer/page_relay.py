@@ -16,7 +16,7 @@ import threading
 from phaul.errors import TransferError
 from phaul.system.task_memory import own_pages
 from phaul.transfer.compression import FRAME_BYTES, Compressor
-from phaul.transfer.wire import Wire
+from phaul.transfer.wire import RECORD_BYTES, Wire
 from phaul.units import KIB
 
 REPLY_BYTES = 4 * KIB  # CRIU is answered in bytes, one or four at a time
@@ -67,7 +67,7 @@ class PageRelay:
     def _relay(self) -> None:
         compressor = self._compressor
         reply = memoryview(bytearray(REPLY_BYTES))
-        buffer = own_pages(FRAME_BYTES)
+        buffer = own_pages(FRAME_BYTES if compressor else RECORD_BYTES)
         self._ours.setblocking(False)
         waiting = select.poll()
         waiting.register(self._ours, select.POLLIN)
