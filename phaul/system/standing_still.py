@@ -106,7 +106,9 @@ def _probe_over(found: socket.socket) -> bool:
         return False
     reuse = found.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR)
     for mode in (TCP_REPAIR_ON, TCP_REPAIR_OFF):
-        _at_once.setsockopt(found.fileno(), socket.IPPROTO_TCP, TCP_REPAIR, ctypes.byref(ctypes.c_int(mode)), 4)
+        value = ctypes.c_int(mode)
+        if _at_once.setsockopt(found.fileno(), socket.IPPROTO_TCP, TCP_REPAIR, ctypes.byref(value), 4):
+            return False  # not a connection that can be in it
     found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, reuse)
     return True
 

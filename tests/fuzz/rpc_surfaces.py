@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
@@ -148,7 +149,7 @@ class World:
             self.journals.forget(migration_id)
 
 
-class Service:
+class Service(ABC):
     """One of the two services: calls after one another, each a method and its message."""
 
     methods: tuple[tuple[str, type[Message]], ...] = ()
@@ -162,9 +163,9 @@ class Service:
         self._listener = PageListener(PAGE_BYTES, encode_pagemap, sealed=True)
         self._loop.run_until_complete(self._listener.start("127.0.0.1", 0))
 
+    @abstractmethod
     def service(self, world: World) -> Any:
         """Which."""
-        raise NotImplementedError
 
     def take(self, data: bytes) -> None:
         """Make the calls."""
