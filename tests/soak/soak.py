@@ -2,6 +2,7 @@
 
 Called by `python -m tests.soak` and, shorter, by tests/lab/test_soak.py. Every fourth move meets a fault, drawn from a
 seeded generator, at a moment drawn as well: unlike the fault matrix it hits anywhere. The witness and the load judge.
+One exception: CRIU on the source is not killed in the middle of a call in the workload's name (`injected_calls`).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from phaul.lab.cluster import Lab
 from phaul.lab.host import Host
 from tests.lab import remains
 from tests.lab.clients import Account, RedisLoad
+from tests.lab.faults.injected_calls import kill_between_calls
 from tests.lab.faults.injection import Injection, criu_of
 from tests.lab.faults.link import Link
 from tests.lab.faults.matrix import Fault
@@ -184,7 +186,11 @@ class Soak:
                     wait_until(room.is_dir, "there is no room", PATIENCE_SECONDS)
                     told += " of the room's life"
             time.sleep(delay_seconds)
-            injection.do(fault)
+            if fault is Fault.SOURCE_CRIU:
+                criu = criu_of(source, PATIENCE_SECONDS)
+                kill_between_calls(source, criu, self._pid, PATIENCE_SECONDS)
+            else:
+                injection.do(fault)
         except (AssertionError, OSError, PhaulError):  # what was to be broken is not there, or not any more
             self.outcome.too_late += 1
             told = "came too late"
