@@ -26,6 +26,7 @@ from phaul.migration.engine_requests import RestoredTree
 from phaul.migration.guard import Guard
 from phaul.rpc.criu import rpc_pb2
 from phaul.system import procfs
+from phaul.system.memory import keep_from_oom_killer
 from phaul.system.pidfd import HeldProcess
 from phaul.system.standing_still import tell_clients
 
@@ -147,6 +148,7 @@ class CriuDump(_Held):
     async def __aenter__(self) -> Self:
         async def on_stage(stage: str, _pid: int) -> None:
             if stage == "pre-dump":
+                keep_from_oom_killer(self._open.pid)  # killed in the middle, it may take the workload along
                 await self._about_to_freeze(self._open.pid)
                 self._frozen_since_us = _now_us()
 

@@ -36,7 +36,7 @@ from pathlib import Path
 from phaul.criu.lazy_ranges import Run, Unloaded
 from phaul.criu.pagemaps import LazyPages
 from phaul.system import userfaultfd
-from phaul.system.memory import page_size_bytes
+from phaul.system.memory import keep_from_oom_killer, page_size_bytes
 from phaul.system.userfaultfd import ChangingError, Event, Message, ProcessGoneError
 from phaul.units import KIB, MIB
 
@@ -303,10 +303,7 @@ def main(argv: Sequence[str]) -> int:
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)  # who stops the agent must not stop this one
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps twins
-    try:
-        Path("/proc/self/oom_score_adj").write_text("-1000")
-    except OSError:
-        pass  # not allowed without CAP_SYS_RESOURCE
+    keep_from_oom_killer()
     agent, work, images = socket.socket(fileno=int(argv[1])), Path(argv[2]), Path(argv[3])
     os.chdir(work)  # a socket's path may have 107 bytes
     state_fd = os.open(STATE_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -19,6 +19,7 @@ from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.errors import DefectError, DumpError
 from phaul.migration.engine_requests import PreDumped
 from phaul.rpc.criu import rpc_pb2
+from phaul.system.memory import keep_from_oom_killer
 
 DRAIN_SECONDS = 10.0  # for a pre-dump that lost its page channel to give up
 
@@ -36,6 +37,7 @@ async def pre_dump(
     """
     page_channel_fd = options.ps.fd
     session = await CriuSession.start(criu, inherited_fds=inherited_fds)
+    keep_from_oom_killer(session.pid)
     uncork = asyncio.create_task(keep_uncorking(page_channel_fd))
     gone = response = None
     try:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from phaul.system.exit_stop import ExitStop
+from phaul.system.memory import keep_from_oom_killer
 from phaul.system.procfs import read_stat, walk_tree
 from phaul.system.standing_still import end_repair, is_stopped, is_traced
 from phaul.system.unreleased import UnreleasedCopy
@@ -66,6 +67,7 @@ def main(argv: Sequence[str]) -> int:
     """Keep until the farewell, or to the end."""
     for number in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who stops the agent must not stop this one first
+    keep_from_oom_killer()
     _more_descriptors()
     watches: list[ExitStop | UnreleasedCopy] = []
     with socket.socket(fileno=int(argv[1])) as agent:

@@ -1,4 +1,4 @@
-"""How much memory this host can give, how big its pages are, and how much an agent may keep. Called by `agent`."""
+"""How much memory this host can give, how big its pages are, what an agent may keep, who is spared when it runs out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from phaul.system.procfs import parse_keys
 
 _KIB = 1024
 _M_ARENA_MAX = -8  # malloc.h
+_NEVER = "-1000"  # OOM_SCORE_ADJ_MIN, linux/oom.h
 _SHMEM_ENABLED = Path("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 
 
@@ -39,6 +40,17 @@ def huge_tmpfs_allowed(shmem_enabled: str) -> bool:
 def has_huge_tmpfs() -> bool:
     """Say whether a tmpfs mounted with ``huge=`` gets huge pages here; a kernel without the option lacks the file."""
     return _SHMEM_ENABLED.exists() and huge_tmpfs_allowed(_SHMEM_ENABLED.read_text())
+
+
+def keep_from_oom_killer(pid: int | str = "self") -> None:
+    """Have the kernel end any other process before this one when memory runs out (proc_pid_oom_score_adj(5)).
+
+    Children inherit it. Nothing happens without CAP_SYS_RESOURCE, or where the process has ended.
+    """
+    try:
+        Path(f"/proc/{pid}/oom_score_adj").write_text(_NEVER)
+    except OSError:
+        pass
 
 
 def limit_arenas(count: int) -> None:

@@ -30,6 +30,7 @@ BLOCKS = 5
 # A SIGKILL that hits CRIU while it executes a system call in the name of the workload leaves that with registers which
 # are not its own, and it ends: nobody can help it. Seen once in 280 kills.
 DIED_AT_MOST = 2
+SPARED = -1000  # OOM_SCORE_ADJ_MIN, linux/oom.h
 
 
 @contextmanager
@@ -47,6 +48,7 @@ def kill_in_the_dump(stage: Stage, pid: int, delay_seconds: float) -> Move:
         images = stage.a.path(f"/run/phaul/images/{move.id}")
         wait_until(lambda: move.over or any(images.glob("tcp-stream-*")), "no connection was dumped")
         criu = criu_of(stage.a)
+        assert int(stage.a.path(f"/proc/{criu}/oom_score_adj").read_text()) == SPARED, "the kernel may choose it"
         time.sleep(delay_seconds)
         stage.a.kill(criu)
         return move.wait()
