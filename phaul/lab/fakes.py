@@ -109,6 +109,10 @@ class FakeTreeHandle:
     def release(self) -> None:
         """The engine alone holds it."""
 
+    def silence(self) -> None:
+        """Its connections are made-up as well."""
+        self._machine.act("tree.silence")
+
     def kill(self) -> None:
         """End it."""
         self._machine.act("tree.kill")

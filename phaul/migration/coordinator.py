@@ -316,6 +316,8 @@ class Coordinator:
         except PhaulError:
             self.committed = False  # nobody was killed: this is a failure like any other
             raise
+        if not self._request.new_addresses:  # there clients are to hear of the end
+            tree.silence()
         tree.kill()
         self.killed = True
 

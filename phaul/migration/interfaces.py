@@ -178,6 +178,10 @@ class TreeHandle(Protocol):
         """The same processes, as a journal names them."""
         ...
 
+    def silence(self) -> None:
+        """See to it that the connections end without a word, and leave nothing, once the tree is killed."""
+        ...
+
     def kill(self) -> None:
         """Deliver SIGKILL to every process of the tree: after this, none runs an instruction of its own again."""
         ...

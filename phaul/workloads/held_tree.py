@@ -14,7 +14,7 @@ from phaul.migration.facts import WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
 from phaul.system import procfs
 from phaul.system.pidfd import HeldProcess
-from phaul.system.standing_still import end_repair, is_stopped, is_traced, stands_still
+from phaul.system.standing_still import end_repair, is_stopped, is_traced, silence, stands_still
 from phaul.workloads import identity
 
 
@@ -68,6 +68,16 @@ class ProcessTree:
     def pidfds(self) -> tuple[tuple[int, int], ...]:
         """The same processes, each with its pidfd, which stays ours."""
         return tuple((process.pid, process.fileno()) for process in self._held)
+
+    def silence(self) -> None:
+        """See `TreeHandle.silence`. CRIU does so to what it holds: this is for what it has lost, cured by the keeper.
+
+        Such a connection would say FIN to the fence, and its kernel would keep it as an orphan, with which the workload
+        could not come back to this host (EADDRNOTAVAIL).
+        """
+        for process in self._held:
+            if not process.is_dead() and not is_traced(process.pid):
+                silence(process.fileno(), process.pid)
 
     def kill(self) -> None:
         """Deliver SIGKILL to every process, the root first: a root that is alive then proves that none was killed."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import signal
+import socket
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,6 +34,26 @@ async def test_a_held_tree_dies_whole_and_only_when_killed(start: Start) -> None
         assert await tree.wait_dead(0)
     finally:
         tree.close()
+    tree.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="TCP_REPAIR needs CAP_NET_ADMIN: run as root")
+@pytest.mark.parametrize("silenced", [True, False])
+async def test_a_tree_that_criu_has_lost_ends_without_a_word(start: Start, silenced: bool) -> None:
+    """Its connections are out of repair mode: the keeper has cured them."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        child = start(f"import socket; connection = socket.create_connection(('127.0.0.1', {port}))")
+        client, _ = listener.accept()
+    os.kill(child.pid, signal.SIGSTOP)
+    tree = ProcessTree.of(inspect(child.pid))
+    with client:
+        if silenced:
+            tree.silence()
+        tree.kill()
+        assert await tree.wait_dead(10)
+        heard, _, _ = select.select([client], [], [], 0.3)
+        assert bool(heard) is not silenced
     tree.close()
 
 
