@@ -38,6 +38,7 @@ SAME_X = 0.1  # points closer than this share of the largest say nothing of the 
 SAME_SIZE = 3.0  # rounds that stand still for so many times longer or shorter are those of a workload of the same kind
 MOST_SCALING = 8.0
 OUTCOMES_KEPT = 16
+HALF_LIFE_OUTCOMES = 1.5  # hosts change, the first move is the slowest; above 1: the newest alone never outweighs all
 FULL_SPEED_PERCENT = 100
 
 Point = tuple[float, float]
@@ -142,18 +143,22 @@ class Prediction:
         return 1e6 / self.us_per_byte if self.us_per_byte else 0.0
 
 
-def line(points: Sequence[Point], *, least: float = 0.0, alone: float = 1.0) -> tuple[float, float]:
+def line(
+    points: Sequence[Point], *, least: float = 0.0, alone: float = 1.0, weights: Sequence[float] = ()
+) -> tuple[float, float]:
     """Fit `y = fixed + slope * x` so that a single point that is off does not matter; gives (fixed, slope), both >= 0.
 
     The slope is the median of the slopes between all pairs, each weighed by how far apart the two lie (after Theil and
     Sen). So that neither part is negative it is not more than that of the flattest ray from the origin to a point, and
     at least `least` of it; where all points have about the same x it is `alone` of it. A faster link, which takes the
-    same from every y for each unit of x, never raises any value of the line.
+    same from every y for each unit of x, never raises any value of the line. `weights` are of the points, for the fixed
+    part; left out, all are alike.
     """
+    weights = weights or [1.0] * len(points)
     rays = [y / x for x, y in points if x > 0]
     apart = SAME_X * max((x for x, _ in points), default=0.0)
     if not rays:
-        return (statistics.median(y for _, y in points) if points else 0.0), 0.0
+        return _weighted_median([(y, weight) for (_, y), weight in zip(points, weights, strict=True)]), 0.0
     most = min(rays)
     pairs = [
         ((y - other_y) / (x - other_x), abs(x - other_x))
@@ -162,18 +167,22 @@ def line(points: Sequence[Point], *, least: float = 0.0, alone: float = 1.0) -> 
         if abs(x - other_x) > apart
     ]
     slope = min(most, max(most * least, _weighted_median(pairs))) if pairs else most * alone
-    return max(0.0, statistics.median(y - slope * x for x, y in points)), slope
+    fixed = _weighted_median([(y - slope * x, weight) for (x, y), weight in zip(points, weights, strict=True)])
+    return max(0.0, fixed), slope
 
 
 def _weighted_median(values: Sequence[tuple[float, float]]) -> float:
+    """Give the value with half of the weight on either side, or the middle of two such; 0 where there is none."""
     ordered = sorted(values)
     half = sum(weight for _, weight in ordered) / 2
     passed = 0.0
-    for value, weight in ordered:
+    for (value, weight), (after, _) in itertools.pairwise(ordered):
         passed += weight
-        if passed >= half:
+        if math.isclose(passed, half):
+            return (value + after) / 2
+        if passed > half:
             return value
-    return ordered[-1][0]
+    return ordered[-1][0] if ordered else 0.0
 
 
 def pace(rounds: Sequence[Round]) -> float:
@@ -211,8 +220,10 @@ def costs_of(
     scales = [_scaling(standstill_us(rounds), each.frozen_us) for each in known]
     freezes = [each.freeze_us * scale for each, scale in zip(known, scales, strict=True)]
     points = [(each.memory_bytes / MIB, each.restore_us * scale) for each, scale in zip(known, scales, strict=True)]
-    fixed, per_mib = line(points, alone=0.0 if lazy else ASSUMED_SHARE_OF_MEMORY)
-    return Costs(memory_bytes, round(statistics.median(freezes)), round(fixed), per_mib, len(known))
+    weights = _weights(len(known), HALF_LIFE_OUTCOMES)
+    freeze = _weighted_median(list(zip(freezes, weights, strict=True)))
+    fixed, per_mib = line(points, alone=0.0 if lazy else ASSUMED_SHARE_OF_MEMORY, weights=weights)
+    return Costs(memory_bytes, round(freeze), round(fixed), per_mib, len(known))
 
 
 def _scaling(frozen_us: int, earlier_us: int) -> float:
@@ -290,14 +301,14 @@ def next_interval_us(rounds: Sequence[Round]) -> int:
     return rounds[-1].send_us + max(0, round(statistics.median(between)) if between else 0)
 
 
-def _weights(count: int) -> list[float]:
-    return [0.5 ** ((count - 1 - index) / HALF_LIFE_ROUNDS) for index in range(count)]
+def _weights(count: int, half_life: float) -> list[float]:
+    return [0.5 ** ((count - 1 - index) / half_life) for index in range(count)]
 
 
 def _exponent(dirtying: Sequence[Round]) -> float:
     points = [
         (math.log(each.interval_us), math.log(each.page_bytes), weight)
-        for each, weight in zip(dirtying, _weights(len(dirtying)), strict=True)
+        for each, weight in zip(dirtying, _weights(len(dirtying), HALF_LIFE_ROUNDS), strict=True)
         if each.page_bytes > 0
     ]
     total = sum(weight for *_, weight in points)
@@ -313,6 +324,6 @@ def _exponent(dirtying: Sequence[Round]) -> float:
 
 def _dirty_bytes(dirtying: Sequence[Round], interval_us: int, exponent: float) -> float:
     levels: list[float] = [each.page_bytes * (interval_us / each.interval_us) ** exponent for each in dirtying]
-    weights = _weights(len(levels))
+    weights = _weights(len(levels), HALF_LIFE_ROUNDS)
     mean: float = sum(level * weight for level, weight in zip(levels, weights, strict=True)) / sum(weights)
     return max(mean, levels[-1])

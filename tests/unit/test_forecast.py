@@ -205,6 +205,14 @@ def test_a_single_odd_migration_does_not_spoil_the_costs() -> None:
     assert costs_of((), 256 * MIB, outcomes).fixed_us == pytest.approx(90_000, rel=0.15)
 
 
+def test_the_newest_migrations_count_for_more() -> None:
+    """The first one of an agent is slower than all others: it is not half of the truth for long."""
+    outcomes = [Outcome(256 * MIB, 4_000, 10_000, us) for us in (300_000, 100_000)]
+    assert costs_of((), 256 * MIB, outcomes).fixed_us == 110_000
+    slower = [Outcome(256 * MIB, 4_000, 10_000, us) for us in (100_000,) * 4 + (200_000,) * 2]
+    assert costs_of((), 256 * MIB, slower).fixed_us == 210_000
+
+
 def test_restores_of_about_the_same_size_say_nothing_of_how_they_grow() -> None:
     """A Redis that moves to and fro is not of the same size to the byte; noise over a few KiB is no slope."""
     outcomes = [
