@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from phaul.errors import LostError, UnreachableError
-from phaul.migration.peer import PeerAgent
+from phaul.migration.peer import PeerAgent, Resumed
 
 SILENCE_SECONDS = 5.0  # an answer takes milliseconds, or as long as restoring again; who looks must not wait for more
 
@@ -37,7 +37,7 @@ class PatientPeer:
         """A person has decided not to wait for the destination any longer: `resume` fails from now on."""
         self._given_up.set()
 
-    async def resume(self, migration_id: str) -> tuple[str, ...]:
+    async def resume(self, migration_id: str) -> Resumed:
         """Have the copy run. Raises `LostError` once it was given up and the destination is silent."""
         asking = asyncio.ensure_future(self._peer.resume(migration_id))
         waiting = asyncio.ensure_future(self._given_up.wait())

@@ -25,7 +25,7 @@ from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableEr
 from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts, HookRun
 from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import HashedImage, PageImage, Runs
-from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy
+from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy, Resumed
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerStub
@@ -203,10 +203,10 @@ class GrpcPeer:
         request = peer_pb2.RestoreRequest(migration_id=migration_id)
         return from_message(await self._call(self._stub.Restore(request, timeout=RESTORE_SECONDS)), RestoredCopy)
 
-    async def resume(self, migration_id: str) -> tuple[str, ...]:
+    async def resume(self, migration_id: str) -> Resumed:
         """Have the copy run."""
         request = peer_pb2.ResumeRequest(migration_id=migration_id)
-        return tuple((await self._call(self._stub.Resume(request, timeout=UNDO_SECONDS))).warnings)
+        return from_message(await self._call(self._stub.Resume(request, timeout=UNDO_SECONDS)), Resumed)
 
     async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:
         """Have everything undone."""

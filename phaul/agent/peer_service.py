@@ -218,7 +218,8 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Resume(self, request: peer_pb2.ResumeRequest, context: Context) -> peer_pb2.ResumeReply:
         """Let the copy run."""
-        return peer_pb2.ResumeReply(warnings=await self._arrivals.resume(self._own(request.migration_id, context)))
+        resumed = await self._arrivals.resume(self._own(request.migration_id, context))
+        return to_message(resumed, peer_pb2.ResumeReply)
 
     @reports_errors
     async def Abort(self, request: peer_pb2.AbortRequest, context: Context) -> peer_pb2.AbortReply:

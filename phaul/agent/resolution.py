@@ -153,7 +153,7 @@ class Resolver:
         if not self._arrivals.knows(migration_id):
             await self._arrivals.recover(migration_id, journal)
         if choice is Choice.RESUME_HERE:
-            warnings, outcome = await self._arrivals.resume(migration_id), Outcome.COMPLETED
+            warnings, outcome = (await self._arrivals.resume(migration_id)).warnings, Outcome.COMPLETED
         else:
             aborted = await self._arrivals.abort(migration_id, "a person decided so")
             warnings, outcome = aborted.leftovers, Outcome.ROLLED_BACK

@@ -28,7 +28,7 @@ from phaul.rpc.criu import rpc_pb2
 from phaul.system import procfs
 from phaul.system.memory import keep_from_oom_killer
 from phaul.system.pidfd import HeldProcess
-from phaul.system.standing_still import tell_clients
+from phaul.system.standing_still import is_traced, tell_clients
 
 log = structlog.get_logger(__name__)
 
@@ -37,6 +37,7 @@ log = structlog.get_logger(__name__)
 # (tcp(7)).
 UNCORK_INTERVAL_SECONDS = 0.002
 
+LOOK_SECONDS = 0.001  # between two looks whether CRIU has seized the root task
 DRAIN_SECONDS = 10.0  # for a dump that lost its page channel to give up
 
 DUMP_LOG = "dump.log"
@@ -142,15 +143,19 @@ class CriuDump(_Held):
 
     @property
     def frozen_since_us(self) -> int:
-        """When CRIU was let past its `pre-dump` stage, which is where it begins to seize the tasks."""
+        """When the root task, the first to be seized, was last seen in nobody's hands after CRIU's `pre-dump` stage."""
         return self._frozen_since_us
 
     async def __aenter__(self) -> Self:
+        seeing: asyncio.Task[None] | None = None
+
         async def on_stage(stage: str, _pid: int) -> None:
+            nonlocal seeing
             if stage == "pre-dump":
                 keep_from_oom_killer(self._open.pid)  # killed in the middle, it may take the workload along
                 await self._about_to_freeze(self._open.pid)
                 self._frozen_since_us = _now_us()
+                seeing = asyncio.create_task(self._see_freeze())
 
         uncork = asyncio.create_task(keep_uncorking(self._page_channel_fd))
         gone = response = None
@@ -165,12 +170,21 @@ class CriuDump(_Held):
             raise
         finally:
             uncork.cancel()
+            if seeing is not None:
+                seeing.cancel()
         if gone or response:
             await self._close()
             raise failure(
                 DumpError, "CRIU could not dump the workload", response, read_excerpt(self._log), gone
             ) from gone
         return self
+
+    async def _see_freeze(self) -> None:
+        """Note when the root task ran last: after its `pre-dump` stage CRIU looks at the host before it stops any."""
+        root_pid = self._request.opts.pid
+        while not is_traced(root_pid):
+            self._frozen_since_us = _now_us()
+            await asyncio.sleep(LOOK_SECONDS)
 
     async def _drain(self) -> None:
         """Let a dump that is failing come to its end by itself: killed half-way, CRIU leaves its parasite behind."""

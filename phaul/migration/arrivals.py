@@ -22,7 +22,7 @@ from phaul.migration.host import Host
 from phaul.migration.journal import Journal, Mark, ended, last_of
 from phaul.migration.lazy import Loading
 from phaul.migration.page_images import HashedImage, PageImage, Runs
-from phaul.migration.peer import Aborted, PeerAgent, Reservation, RestoredCopy
+from phaul.migration.peer import Aborted, PeerAgent, Reservation, RestoredCopy, Resumed
 from phaul.migration.reception import ArrivalObserver, Journals, PageReader, Reception
 from phaul.migration.recovery import Word, destination_word
 from phaul.migration.reserving import reservation_of, room_bytes
@@ -113,11 +113,11 @@ class Arrivals:
         received = await asyncio.shield(self._find(migration_id).pages.received)
         return await self._pages.content(received, name, runs)
 
-    async def resume(self, migration_id: str) -> tuple[str, ...]:
+    async def resume(self, migration_id: str) -> Resumed:
         """RESUME. Also right for a migration that an agent before this one has let run."""
         journal = self._journals.find(migration_id)
         if migration_id not in self._incoming and journal and destination_word(journal.records) is Word.RUNNING:
-            return ()
+            return Resumed()
         incoming = self._find(migration_id)
         try:
             warnings = await self._once(incoming, "resume", incoming.arrival.resume)
@@ -127,7 +127,8 @@ class Arrivals:
             raise
         self._end_lease(incoming)
         self._observer.settled(migration_id, Outcome.COMPLETED, None)
-        return warnings
+        since_us = incoming.arrival.running_since_us
+        return Resumed(warnings, self._host.clock.monotonic_us() - since_us if since_us else 0)
 
     async def run_hooks(self, stage: str, scene: HookScene) -> tuple[HookRun, ...]:
         """Run the hooks of a stage, once; those of post-resume run by themselves and are waited for."""

@@ -164,9 +164,9 @@ class Coordinator:
 
         try:
             await self._enter(Phase.RESUME)
-            with self._timeline.step("resume", Role.DESTINATION):
-                self._warnings += await resume(self._peer, self._id, self._host.clock, self._warn)
-            self._timeline.resumed_us = self._host.clock.monotonic_us()
+            resumed = await resume(self._peer, self._id, self._host.clock, self._warn)
+            self._warnings += resumed.warnings
+            self._timeline.resume(resumed.running_for_us)
             self._hooks.resumed()
             await self._note(Mark.RESUMED)
         finally:

@@ -67,6 +67,7 @@ class Arrival:
         self.hooks = ArrivalHooks(host, reservation, journal, lambda: self.images)
         self._warnings: list[str] = []
         self.resumed = False
+        self.running_since_us = 0  # 0 also where an agent before this one has let it run
         self.aborted = False
 
     @property
@@ -322,6 +323,7 @@ class Arrival:
     async def _pass_gate(self, held: HeldRestore) -> None:
         # Not before: what the kernel acknowledges for a copy that then does not run is lost to the next one.
         await held.run(self._let_in)
+        self.running_since_us = self._host.clock.monotonic_us()
 
     async def _let_in(self) -> None:
         if warning := await self._wire.let_in():

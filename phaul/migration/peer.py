@@ -101,6 +101,14 @@ class Aborted:
     hooks: tuple[HookRun, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Resumed:
+    """What the destination says of a copy that runs. `running_for_us`: as the answer was sent; 0 where not known."""
+
+    warnings: tuple[str, ...] = ()
+    running_for_us: int = 0
+
+
 class PeerAgent(Protocol):
     """The destination's agent, as the coordinator sees it. Every call is idempotent by migration and name.
 
@@ -156,8 +164,8 @@ class PeerAgent(Protocol):
         """Have the copy restored and held at its gate, its addresses in place behind a fence."""
         ...
 
-    async def resume(self, migration_id: str) -> tuple[str, ...]:
-        """Say that the source tree is dead: the copy runs from here on. Returns warnings."""
+    async def resume(self, migration_id: str) -> Resumed:
+        """Say that the source tree is dead: the copy runs from here on."""
         ...
 
     async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 
 from phaul.errors import InDoubtError, LostError, PhaulError, UnreachableError
 from phaul.migration.interfaces import Clock
-from phaul.migration.peer import PeerAgent
+from phaul.migration.peer import PeerAgent, Resumed
 
 BACKOFF_SECONDS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)  # the last one again and again
 
 
-async def resume(peer: PeerAgent, migration_id: str, clock: Clock, warn: Callable[[str], None]) -> tuple[str, ...]:
-    """Ask until there is an answer; give the destination's warnings.
+async def resume(peer: PeerAgent, migration_id: str, clock: Clock, warn: Callable[[str], None]) -> Resumed:
+    """Ask until there is an answer.
 
     Raises `LostError` where it says that it cannot, with the images kept over there.
     """

@@ -37,6 +37,11 @@ class Timeline:
         finally:
             self.add_step(name, start_us, self._clock.monotonic_us() - start_us, host)
 
+    def resume(self, running_for_us: int) -> None:
+        """The copy has run for so long: the downtime is over, and its last step, which began with the kill."""
+        self.resumed_us = max(self.killed_us, self._clock.monotonic_us() - running_for_us)
+        self.add_step("resume", self.killed_us, self.resumed_us - self.killed_us, Role.DESTINATION)
+
     def add_step(self, name: str, start_us: int, duration_us: int, host: Role) -> None:
         """Add a step that was timed elsewhere."""
         self._steps.append((name, start_us, duration_us, host))

@@ -30,7 +30,7 @@ from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.journal import Data, Mark, Record, last_of
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.migration.page_images import HashedImage, PageImage, Runs
-from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy
+from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy, Resumed
 from phaul.migration.recovery import Word, destination_word, source_word
 from phaul.transfer.page_store import Received
 
@@ -343,7 +343,7 @@ class SimPeer:
     async def restore(self, migration_id: str) -> RestoredCopy:
         return await self._send("restore", lambda: self._there.arrivals.restore(migration_id))
 
-    async def resume(self, migration_id: str) -> tuple[str, ...]:
+    async def resume(self, migration_id: str) -> Resumed:
         return await self._send("resume", lambda: self._there.arrivals.resume(migration_id))
 
     async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:

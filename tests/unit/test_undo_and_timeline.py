@@ -107,6 +107,20 @@ def test_phases_add_up_to_the_whole(entered: list[tuple[Phase, int]]) -> None:
     assert [(each.phase, each.duration_us) for each in timeline.phases()] == entered
 
 
+@pytest.mark.parametrize(("running_for_us", "downtime_us"), [(0, 100), (30, 70), (1_000_000, 40)])
+def test_the_downtime_is_over_when_the_copy_runs(running_for_us: int, downtime_us: int) -> None:
+    """Not when the answer comes; and not before the tree was killed, whatever the destination says."""
+    clock = FakeClock()
+    timeline = Timeline(clock)
+    timeline.frozen_us = clock.now_us
+    clock.now_us += 40
+    timeline.killed_us = clock.now_us
+    clock.now_us += 60
+    timeline.resume(running_for_us)
+    assert timeline.resumed_us - timeline.frozen_us == downtime_us
+    assert timeline.steps() == (Step("resume", 40, downtime_us - 40, Role.DESTINATION),)
+
+
 def test_steps_count_from_the_freeze_by_their_start() -> None:
     clock = FakeClock()
     timeline = Timeline(clock)

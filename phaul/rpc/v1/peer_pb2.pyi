@@ -501,16 +501,20 @@ class ResumeReply(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     WARNINGS_FIELD_NUMBER: _builtins.int
+    RUNNING_FOR_US_FIELD_NUMBER: _builtins.int
+    running_for_us: _builtins.int
+    """For how long the copy had run when this was sent, in microseconds; 0 where it is not known."""
     @_builtins.property
     def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     def __init__(
         self,
         *,
         warnings: _abc.Iterable[_builtins.str] | None = ...,
+        running_for_us: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["warnings", b"warnings"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["running_for_us", b"running_for_us", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
