@@ -18,7 +18,7 @@ from typing import Self
 
 import structlog
 
-from phaul.criu.leftovers import boot_ticks, end_leftovers
+from phaul.criu.leftovers import boot_ticks, end_helpers, end_leftovers
 from phaul.criu.log import LogExcerpt, read_excerpt
 from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.errors import DefectError, DumpError, PhaulError, RestoreError
@@ -72,6 +72,7 @@ class _Held:
         self._log = logs / log_name
         self._session: CriuSession | None = None
         self._began_ticks = 0
+        self._criu_pid = 0  # of one that has ended
 
     @property
     def _open(self) -> CriuSession:
@@ -116,6 +117,7 @@ class _Held:
         if self._session is not None:
             session, self._session = self._session, None
             await session.close()
+            self._criu_pid = session.pid
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -198,6 +200,10 @@ class CriuDump(_Held):
         except (CriuGoneError, DefectError, TimeoutError):
             pass  # it ended, which is what was waited for; or it never will, and closing the session kills it
         await self._close()
+
+    async def _close(self) -> None:
+        await super()._close()
+        end_helpers(self._criu_pid)
 
     async def release_killed(self) -> None:
         """Pass the gate. What CRIU says of it is only logged: the tree was dead before."""
@@ -315,6 +321,7 @@ class CriuRestore(_Held):
         await super()._close()
         if began and not self._runs:
             await end_leftovers(self._root_pid, self._began_ticks)
+            end_helpers(self._criu_pid)
 
 
 def shut_down(fd: int) -> None:

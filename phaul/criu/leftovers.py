@@ -13,10 +13,11 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import closing
 
 import structlog
 
-from phaul.system import procfs
+from phaul.system import children, procfs
 from phaul.system.pidfd import HeldProcess
 from phaul.system.standing_still import silence
 
@@ -24,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 REAPED_SECONDS = 5.0  # for the agent to reap what was killed; the next restore needs the PIDs
 LOOK_SECONDS = 0.01
+COMMAND = "criu"
 
 
 def boot_ticks() -> int:
@@ -52,6 +54,31 @@ async def end_leftovers(root_pid: int, since_ticks: int) -> None:
     finally:
         for process in held:
             process.close()
+
+
+def end_helpers(criu_pid: int) -> None:
+    """Kill what a CRIU has forked for itself and not ended, as it was killed: such a child would sleep for good.
+
+    CRIU 4.2 has some while it looks at what the kernel can do. Only right where no copy of it runs.
+    """
+    for pid in children.of_this_process():
+        try:
+            held = HeldProcess.open(pid)
+        except OSError:
+            continue
+        with closing(held):
+            if _is_helper(pid, criu_pid):
+                log.warning("criu.helper_killed", pid=pid, criu_pid=criu_pid)
+                held.send(signal.SIGKILL)
+
+
+def _is_helper(pid: int, criu_pid: int) -> bool:
+    """Whether a child of ours is of the process group that this CRIU led, and was never made into another program."""
+    try:
+        stat = procfs.read_stat(pid)
+    except OSError:
+        return False
+    return pid != criu_pid and stat.group_id == criu_pid and stat.command == COMMAND and not stat.is_dead
 
 
 def _kill(held: Sequence[HeldProcess]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from phaul.criu.gates import failure, keep_uncorking, shut_down
 from phaul.criu.images import read_statistics
+from phaul.criu.leftovers import end_helpers
 from phaul.criu.log import read_excerpt
 from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.errors import DefectError, DumpError
@@ -53,6 +54,7 @@ async def pre_dump(
     finally:
         uncork.cancel()
         await asyncio.shield(session.close())
+        end_helpers(session.pid)
     if response is None or not response.success:
         excerpt = read_excerpt(logs / options.log_file)
         raise failure(DumpError, "CRIU could not pre-dump the workload", response, excerpt, gone) from gone

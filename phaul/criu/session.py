@@ -7,11 +7,12 @@ to each; a refused one makes it roll back. This module carries messages and look
 from __future__ import annotations
 
 import asyncio
+import select
 import socket
 from collections.abc import Sequence
 from subprocess import DEVNULL
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import structlog
 from google.protobuf.message import DecodeError
@@ -46,6 +47,7 @@ class CriuSession:
     def __init__(self, child: asyncio.subprocess.Process, connection: socket.socket) -> None:
         self._child = child
         self._socket = connection
+        self._ended = asyncio.create_task(child.wait())
 
     @classmethod
     async def start(cls, criu: str, *, inherited_fds: Sequence[int] = ()) -> Self:
@@ -124,21 +126,31 @@ class CriuSession:
         self._socket.close()
         try:
             async with asyncio.timeout(EXIT_GRACE_SECONDS):
-                await self._child.wait()
+                await asyncio.shield(self._ended)
         except TimeoutError:
             log.warning("criu.killed", pid=self.pid, grace_seconds=EXIT_GRACE_SECONDS)
             self._child.kill()
-            await self._child.wait()
+            await self._ended
         children.ended(self.pid)
 
     async def _readable(self) -> None:
+        """Wait for a message, or for the end of CRIU: a helper that it has forked may hold the socket open for good."""
         loop = asyncio.get_running_loop()
         ready: asyncio.Future[None] = loop.create_future()
         loop.add_reader(self._socket, _resolve, ready)
         try:
-            await ready
+            either: list[asyncio.Future[Any]] = [ready, self._ended]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         finally:
             loop.remove_reader(self._socket)
+        if not ready.done() and not _is_readable(self._socket):
+            raise CriuGoneError(f"CRIU (PID {self.pid}) ended without an answer")
+
+
+def _is_readable(connection: socket.socket) -> bool:
+    poll = select.poll()
+    poll.register(connection, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _resolve(ready: asyncio.Future[None]) -> None:

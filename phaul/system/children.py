@@ -74,7 +74,7 @@ def reap_orphans() -> None:
     if _registry.being_started:
         asyncio.get_running_loop().call_later(0.1, reap_orphans)
         return
-    for pid in _children():
+    for pid in of_this_process():
         try:
             if pid not in _registry.own and read_stat(pid).state == "Z":
                 os.waitpid(pid, os.WNOHANG)
@@ -83,7 +83,8 @@ def reap_orphans() -> None:
             continue  # it went away in between
 
 
-def _children() -> list[int]:
+def of_this_process() -> list[int]:
+    """Give the PIDs of all children, adopted ones as well, also those that wait to be reaped."""
     found: list[int] = []
     for thread in THREADS.iterdir():
         try:

@@ -6,6 +6,7 @@ docs/design/0007-keeper.md for what is promised and what is not.
 
 from __future__ import annotations
 
+import random
 import signal
 import time
 from collections.abc import Iterator
@@ -33,6 +34,9 @@ FILL = "for i = 1, 100000 do redis.call('set', 'k' .. i, string.rep('x', 1000)) 
 CANCELLED_STATUS = 25
 DUMP_STATUS = 21
 QUIET_SECONDS = 0.2  # a workload that ticks every 5 ms and was not seen for so long does not run
+KILLS = 15
+SEED = 5
+WITHIN_SECONDS = 0.01  # of its birth: 20 ms later it is about to freeze the workload
 AFTER_THE_GATE = ("transfer", "restore", "switchover", "commit")
 OF_AN_AGENT = "descriptors of the agent"  # says nothing of an agent that was started anew
 
@@ -196,6 +200,28 @@ def test_killed_in_the_middle_of_the_dump(stage: Stage) -> None:
     assert stage.a.running(pid)
     # Nothing of it is in the way of the next attempt.
     stage.move(pid, stage.a, stage.ip4)
+
+
+def test_killed_as_it_begins(stage: Stage) -> None:
+    """It looks at the kernel first, with children of its own: one of them slept on with all that CRIU had open."""
+    moments = random.Random(SEED)
+    with server_with_client(stage) as (pid, client):
+        for _ in range(KILLS):
+            with Move(stage.a, pid, "b", stage.ip4) as move:
+                criu = criu_of(stage.a)
+                time.sleep(moments.uniform(0, WITHIN_SECONDS))
+                stage.a.kill(criu)
+                move.wait()
+            assert move.status == DUMP_STATUS, move.told()
+            assert not criu_processes(stage.a)
+        stage.check_ticks(pid, stage.a)
+        check_connection(stage, client, move)
+
+
+def criu_processes(host: Host) -> list[int]:
+    pids = [int(entry.name) for entry in host.path("/proc").iterdir() if entry.name.isdigit()]
+    stats = [stat for pid in pids if (stat := host.stat(pid)) is not None]
+    return [stat.pid for stat in stats if stat.command == "criu" and not stat.is_dead]
 
 
 def test_the_criu_of_the_destination_is_killed_before_commit(lab: Lab) -> None:

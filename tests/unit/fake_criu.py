@@ -24,7 +24,7 @@ class FakeCriu:
     Steps: ("notify", STAGE[, PID]) sends a NOTIFY and waits for the answer, a refusal is followed by a failure reply;
     ("reply", SUCCESS[, MESSAGE]); ("repeat_reply", COUNT, SUCCESS) sends as many; ("garbage",); ("die",) by SIGKILL;
     ("hang",) whatever happens to the socket; ("channel",) waits for the end of the page channel;
-    ("note", TEXT). After the last step it ends. Before the first it waits for the request.
+    ("fork_helper",); ("note", TEXT). After the last step it ends. Before the first it waits for the request.
     """
 
     def __init__(self, directory: Path, *steps: Step, reads_request: bool = True) -> None:
@@ -69,6 +69,7 @@ class _Script:
         plan = json.loads(Path(scenario).read_text())
         self._steps: list[list[Any]] = plan["steps"]
         self._reads_request: bool = plan["reads_request"]
+        self._path: str = plan["notes"]
         self._notes = os.open(plan["notes"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         self._socket = socket.socket(fileno=descriptor)
         self._kind = 0
@@ -128,6 +129,15 @@ class _Script:
     def die(self) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+    def fork_helper(self) -> None:
+        """A child that sleeps and has all that this one has open, as CRIU's tests of the kernel do."""
+        if os.fork() == 0:
+            self.note(f"helper {os.getpid()}")
+            time.sleep(3600)
+            os._exit(0)
+        while not any(line.startswith("helper ") for line in Path(self._path).read_text().splitlines()):
+            time.sleep(0.01)
 
     def hang(self) -> NoReturn:
         self.note("hangs")

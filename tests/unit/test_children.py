@@ -109,4 +109,4 @@ def test_a_thread_that_ends_meanwhile_hides_no_child(tmp_path: Path, monkeypatch
     (tmp_path / "1/children").write_text("11 12 ")
     (tmp_path / "3/children").write_text("13")
     monkeypatch.setattr(children, "THREADS", tmp_path)
-    assert sorted(children._children()) == [11, 12, 13]
+    assert sorted(children.of_this_process()) == [11, 12, 13]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -79,6 +80,18 @@ async def test_criu_that_dies_is_gone(tmp_path: Path, reads_request: bool) -> No
         with pytest.raises(CriuGoneError):
             await session.request(VERSION)
     assert not fake.running
+
+
+async def test_criu_that_dies_and_leaves_a_child_with_its_socket_is_gone(tmp_path: Path) -> None:
+    """CRIU killed as it began was waited for for ever: a child of it slept on, the socket open."""
+    fake = FakeCriu(tmp_path, ("fork_helper",), ("die",))
+    async with await CriuSession.start(fake.path) as session:
+        with pytest.raises(CriuGoneError, match=f"PID {session.pid}"):
+            async with asyncio.timeout(10):
+                await session.request(VERSION)
+    (helper,) = (int(line.split()[1]) for line in fake.notes if line.startswith("helper "))
+    assert Path(f"/proc/{helper}").exists()
+    os.kill(helper, signal.SIGKILL)
 
 
 async def test_what_is_no_message_is_a_defect(tmp_path: Path) -> None:
