@@ -190,6 +190,7 @@ class Coordinator:
         self._network_there = (
             own_network.at_destination(facts.network, found.destination.devices, self._id) if facts.network else None
         )
+        self._host_name = found.source.host_name
         self._lazily = lazy.helps(facts.memory_bytes, found.destination.features)
         self._mode, reason = choose(self._request, facts, found.source)
         self._events.emit(ModeChosen(self._mode, reason))
@@ -209,7 +210,7 @@ class Coordinator:
         channel = await self._peer.prepare(
             Reservation(
                 migration_id=self._id,
-                source_host=(await self._host.describe()).host_name,
+                source_host=self._host_name,
                 root_pid=facts.root_pid,
                 command=facts.tasks[0].command,
                 memory_bytes=facts.memory_bytes,

@@ -197,7 +197,7 @@ class Arrival:
         with contextlib.suppress(PhaulError):
             self._guard = await self._host.engine.guard()
             self._undo.add("the guard", self._guard.close)
-        features = (await self._host.describe()).features
+        features = (await self._host.engine.describe()).features
         if lazy.helps(self.reservation.memory_bytes, features):
             with contextlib.suppress(PhaulError):
                 self._loader = await self._host.engine.loader(self._id, self.images)
