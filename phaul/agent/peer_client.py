@@ -108,6 +108,7 @@ class GrpcPeer:
         files: Sequence[FileFacts],
         hooks: Sequence[str] = (),
         addresses: Sequence[AddressFacts] = (),
+        macs: Sequence[str] = (),
     ) -> DestinationFacts:
         """What the destination is, and has of what the workload needs."""
         request = peer_pb2.ObserveRequest(
@@ -116,6 +117,7 @@ class GrpcPeer:
             phaul_version=__version__,
             hooks=map(wire_text, hooks),
             addresses=(to_message(address, facts_pb2.AddressFacts) for address in addresses),
+            macs=macs,
         )
         return from_message(await self._call(self._stub.Observe(request, timeout=OBSERVE_SECONDS)), DestinationFacts)
 

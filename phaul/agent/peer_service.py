@@ -110,15 +110,15 @@ class PeerService(PeerServicer):
         """What this host is, and has of what a workload needs."""
         self._gate.require_sender(context, "check")
         ids, files = requests.observed(request)
-        (taken, seen, occupied), host, local, claims = await asyncio.gather(
+        (taken, seen, occupied), host, local, claims, heard = await asyncio.gather(
             self._host.workload.observe(ids, files),
             self._host.describe(),
             self._host.network.local_addresses(),
             self._host.network.claims(requests.probed(request)),
+            self._host.network.heard(requests.wanted_macs(request)),
         )
-        facts = DestinationFacts(
-            host, seen, taken, local, occupied, self._host.hooks.find(requests.hook_files(request.hooks)), claims
-        )
+        hooks = self._host.hooks.find(requests.hook_files(request.hooks))
+        facts = DestinationFacts(host, seen, taken, local, occupied, hooks, claims, heard)
         return to_message(facts, facts_pb2.DestinationFacts)
 
     @reports_errors

@@ -21,7 +21,8 @@ from phaul.migration.dirty_rate import DirtyRateRequest
 from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest, NetworkFacts
 from phaul.migration.hooks import HookScene, Stage
 from phaul.migration.new_addresses import parse_new_address
-from phaul.migration.own_network import oddity
+from phaul.migration.new_identity import parse_host_name, parse_new_mac
+from phaul.migration.own_network import MAC, oddity
 from phaul.migration.page_images import PageImage, Runs
 from phaul.migration.peer import Reservation
 from phaul.rpc.v1 import dirty_rate_pb2, facts_pb2, peer_pb2
@@ -64,6 +65,13 @@ def probed(request: peer_pb2.ObserveRequest) -> tuple[AddressFacts, ...]:
     found = tuple(_from(each, AddressFacts) for each in request.addresses)
     _addresses(found)
     return found
+
+
+def wanted_macs(request: peer_pb2.ObserveRequest) -> tuple[str, ...]:
+    """Read which MACs nobody may have."""
+    if len(request.macs) > MOST_LINKS or not all(MAC.fullmatch(each) for each in request.macs):
+        raise UsageError("what was asked for are no MACs of a workload's devices")
+    return tuple(request.macs)
 
 
 def reservation(request: peer_pb2.PrepareRequest) -> Reservation:
@@ -146,6 +154,12 @@ def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
     hook_files(found.hooks)
     for each in found.new_addresses[:MOST_ADDRESSES]:
         parse_new_address(f"{each.old}={each.new}")
+    if len(found.new_macs) > MOST_LINKS:
+        raise UsageError(f"{len(found.new_macs)} MACs are more than one workload may have")
+    for new in found.new_macs:
+        parse_new_mac(f"{new.device}={new.mac}" if new.device else new.mac)
+    if found.host_name:
+        parse_host_name(found.host_name)
     for name in ("timeout_seconds", "freeze_timeout_seconds", "max_downtime_seconds"):
         _seconds(name, getattr(found, name))
     return found

@@ -58,6 +58,8 @@ def check(
     ] = False,
     hook: options.HookOption = None,
     new_address: options.NewAddressOption = None,
+    new_mac: options.NewMacOption = None,
+    hostname: options.HostNameOption = "",
     json_output: options.JsonOption = False,
     socket: options.SocketOption = None,
 ) -> None:
@@ -73,6 +75,8 @@ def check(
         drop_unaccepted=drop_unaccepted,
         hooks=absolute(hook or ()),
         new_addresses=tuple(new_address or ()),
+        new_macs=tuple(new_mac or ()),
+        host_name=hostname,
     )
     run_command(_check(path, pid, to, typed, json_output), json_output=json_output)
 

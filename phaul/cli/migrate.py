@@ -91,6 +91,8 @@ def migrate(
     on_stall: options.OnStallOption = OnStall.REFUSE,
     hook: options.HookOption = None,
     new_address: options.NewAddressOption = None,
+    new_mac: options.NewMacOption = None,
+    hostname: options.HostNameOption = "",
     identity: options.IdentityOption = None,
     known_hosts: options.KnownHostsOption = None,
     accept_new_host_key: options.AcceptNewOption = False,
@@ -119,6 +121,8 @@ def migrate(
         on_stall,
         absolute(hook or ()),
         tuple(new_address or ()),
+        tuple(new_mac or ()),
+        hostname,
     )
     if not is_over_ssh(to):
         run_command(_migrate(path, pid, to, typed, dry_run, json_output), json_output=json_output)
@@ -165,6 +169,8 @@ class Typed:
     on_stall: OnStall = OnStall.REFUSE
     hooks: tuple[str, ...] = ()
     new_addresses: tuple[str, ...] = ()
+    new_macs: tuple[str, ...] = ()
+    host_name: str = ""
 
 
 def absolute(files: Sequence[str]) -> tuple[str, ...]:
@@ -177,6 +183,7 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
     from phaul.agent.destination import parse_destination
     from phaul.migration.address_rules import parse_address
     from phaul.migration.new_addresses import parse_new_address
+    from phaul.migration.new_identity import parse_host_name, parse_new_mac
 
     max_downtime_seconds = _duration("--max-downtime", typed.max_downtime or "0")
     if typed.max_downtime and not max_downtime_seconds:
@@ -194,7 +201,11 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
         max_rounds=typed.max_rounds,
         on_stall=facts_pb2.OnStall.Value(f"ON_STALL_{typed.on_stall.name}"),
         hooks=typed.hooks,
+        host_name=parse_host_name(typed.host_name) if typed.host_name else "",
     )
+    for typed_mac in typed.new_macs:
+        new = parse_new_mac(typed_mac)
+        request.new_macs.append(facts_pb2.NewMac(device=new.device, mac=new.mac))
     for typed_pair in typed.new_addresses:
         pair = parse_new_address(typed_pair)
         request.new_addresses.append(facts_pb2.NewAddress(old=pair.old, new=pair.new))

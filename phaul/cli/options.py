@@ -43,6 +43,19 @@ NewAddressOption = Annotated[
         "May be given several times.",
     ),
 ]
+NewMacOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--new-mac",
+        metavar="[DEVICE=]MAC",
+        help="Give a device of the workload's own network namespace another MAC on the destination. May be given "
+        "several times.",
+    ),
+]
+HostNameOption = Annotated[
+    str,
+    typer.Option("--hostname", metavar="NAME", help="Give the workload's own UTS namespace another host name there."),
+]
 BandwidthOption = Annotated[
     str,
     typer.Option(

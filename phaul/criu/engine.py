@@ -15,6 +15,7 @@ from phaul.criu.addresses import readdress
 from phaul.criu.features import CriuFeatures, probe
 from phaul.criu.gates import CriuDump, CriuRestore
 from phaul.criu.guard import CopyGuard
+from phaul.criu.identity_images import set_host_name, set_macs
 from phaul.criu.lazy_pages import PageLoader, look
 from phaul.criu.pre_dump import pre_dump
 from phaul.migration.engine_requests import DumpRequest, PreDumped, PreDumpRequest, RestoreRequest
@@ -111,6 +112,8 @@ class CriuEngine:
             )
             async with gate:
                 readdress(request.images, dict(request.new_addresses))
+                set_macs(request.images, dict(request.new_macs))
+                set_host_name(request.images, request.host_name)
                 yield gate
 
     @asynccontextmanager

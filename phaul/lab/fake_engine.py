@@ -172,7 +172,12 @@ class FakeEngine:
                 await asyncio.to_thread(send_memory, request.page_channel_fd, tree, memory, since)
             except OSError as error:
                 raise DumpError(f"the page channel broke: {error.strerror}") from error
-            content = {"pid": tree.pid, "connections": len(tree.connections)}
+            content = {
+                "pid": tree.pid,
+                "connections": len(tree.connections),
+                "host_name": request.host_name or tree.host_name,
+                "macs": tree.macs | dict(request.new_macs),
+            }
             (request.images / "fake.img").write_text(json.dumps(content))
             yield held
         finally:
@@ -184,14 +189,15 @@ class FakeEngine:
         """Make a frozen copy out of the images, hold."""
         self._machine.act("engine.restore_lazily" if request.lazy else "engine.restore")
         try:
-            pid = json.loads((request.images / "fake.img").read_text())["pid"]
+            image = json.loads((request.images / "fake.img").read_text())
+            pid = image["pid"]
             pages = read_pages(request.images, f"pagemap-{pid}.img", PAGE_BYTES)
             memory = b"".join(content for _, content in pages)
         except FileNotFoundError as error:
             raise RestoreError(f"there is no image {error.filename}") from error
         if request.setting_up is not None and self._machine.own_namespaces:
             await request.setting_up(pid)
-        tree = FakeTree(pid, memory, state=TreeState.FROZEN)
+        tree = FakeTree(pid, memory, state=TreeState.FROZEN, host_name=image["host_name"], macs=image["macs"])
         self._machine.trees[pid] = tree
         held = FakeHeldRestore(self._machine, tree, request.migration_id if request.lazy else "")
         try:

@@ -53,6 +53,8 @@ class FakeTree:
     while_sent: Callable[[FakeTree], None] = lambda _: None  # called as each pre-dump is under way: the workload writes
     damaged: bytes = b""  # what the wire makes of the memory; "" leaves it as it is
     network: NetworkFacts | None = None  # where it has one of its own
+    host_name: str = ""  # where it has one of its own
+    macs: dict[str, str] = field(default_factory=dict)  # of its own network's devices; of a copy, as it was restored
     born: int = field(default_factory=itertools.count(1).__next__)  # stands for the start time: no two copies share it
 
 
@@ -73,6 +75,7 @@ class FakeMachine:
     fences: dict[str, tuple[AddressFacts, ...]] = field(default_factory=dict)
     links: set[str] = field(default_factory=set)  # outer ends that are connected
     link_fences: dict[str, tuple[LinkFacts, ...]] = field(default_factory=dict)
+    heard_macs: set[str] = field(default_factory=set)  # of others on its network
     announced: list[str] = field(default_factory=list)
     acts: list[str] = field(default_factory=list)
     fault: Fault = lambda _: None

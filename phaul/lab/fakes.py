@@ -164,8 +164,15 @@ class FakeWorkload:
         if tree is None or tree.state is TreeState.DEAD:
             raise PreflightError(f"there is no process {root_pid}")
         task = TaskFacts(root_pid, 1, "fake", (root_pid,), 0, 1)
-        own = tree.network is not None
-        return WorkloadFacts(root_pid, (task,), len(tree.memory), (), tree.connections, has_own_network=own)
+        return WorkloadFacts(
+            root_pid,
+            (task,),
+            len(tree.memory),
+            (),
+            tree.connections,
+            has_own_network=tree.network is not None,
+            has_own_host_name=bool(tree.host_name),
+        )
 
     async def observe(
         self, ids: Sequence[int], files: Sequence[FileFacts]
@@ -266,6 +273,10 @@ class FakeNetwork:
     async def claims(self, addresses: Sequence[AddressFacts]) -> tuple[ClaimFacts, ...]:
         """Nobody else has them."""
         return ()
+
+    async def heard(self, macs: Sequence[str]) -> tuple[str, ...]:
+        """Those of others on the network."""
+        return tuple(mac for mac in macs if mac in self._machine.heard_macs)
 
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put addresses on; they must be fenced, or the source must have given them up."""

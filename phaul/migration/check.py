@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from phaul.migration import auto_addresses, check_report, mode, own_network, preflight
+from phaul.migration import auto_addresses, check_report, mode, new_identity, own_network, preflight
 from phaul.migration.both_hooks import hook_problems
 from phaul.migration.facts import CheckReport, MigrationRequest, WorkloadFacts
 from phaul.migration.host import Host
@@ -39,10 +39,15 @@ async def check(
     moving = preflight.destination_addresses(request, preflight.resolve_addresses(request, source))
     probed = (*moving, *own_network.probed(workload.network))
     ids = preflight.wanted_ids(workload)
-    destination = await peer.observe(ids, workload.files, request.hooks, probed)
+    macs = new_identity.wanted_macs(request, workload)
+    destination = await peer.observe(ids, workload.files, request.hooks, probed, macs)
+    if macs:
+        heard = (*destination.heard_macs, *await host.network.heard(macs))
+        destination = replace(destination, heard_macs=heard)
     problems = (
         *preflight.compare(request, workload, source, destination),
         *preflight.agents_problems(request, own_address, peer.name),
+        *new_identity.problems(request, workload, source, destination),
         *mode.problems(request, source),
     )
     found = CheckReport(

@@ -18,7 +18,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "uninterruptible", "leader_ended",
         "shared_between_processes", "thread_apart", "scheduling_policy", "settings_lost", "agent_capabilities",
         "sysv_shared_memory", "sysv_semaphores", "sysv_messages", "secret_memory", "uprobes", "ids_taken",
-        "memory_missing",
+        "memory_missing", "host_name_of_host",
     ),
     "Its descriptors": (
         "terminal", "terminal_taken", "pipe_leaves_tree", "packet_pipe", "unix_socket_leaves_tree",
@@ -39,6 +39,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "address_claimed",
         "address_of_own_network", "link_kind", "link_not_on_host", "link_without_bridge", "bridge_with_vlans",
         "bridge_missing", "mac_taken", "network_name_taken", "link_number_taken",
+        "new_mac_host_network", "new_mac_device",
     ),
     "The hosts": (
         "agents_address_moves", "criu_missing", "criu_too_old", "criu_unusable", "criu_older", "phaul_version",

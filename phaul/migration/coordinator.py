@@ -20,7 +20,7 @@ from phaul.errors import (
     SwitchoverError,
     UnreachableError,
 )
-from phaul.migration import lazy, own_network, preflight
+from phaul.migration import lazy, new_identity, preflight
 from phaul.migration.account import account, started
 from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import Allowed, check, every_workload
@@ -187,9 +187,8 @@ class Coordinator:
             raise preflight.refusal(refusals)
         for problem in found.problems:
             self._warn(problem.message)
-        self._network_there = (
-            own_network.at_destination(facts.network, found.destination.devices, self._id) if facts.network else None
-        )
+        self._macs = new_identity.macs(self._request, facts.network)
+        self._network_there = new_identity.at_destination(facts.network, self._macs, found.destination, self._id)
         self._host_name = found.source.host_name
         self._lazily = lazy.helps(facts.memory_bytes, found.destination.features)
         self._mode, reason = choose(self._request, facts, found.source)
@@ -280,6 +279,8 @@ class Coordinator:
             fenced=fenced(facts, addresses),
             parent=self._rounds.newest if self._rounds else None,
             new_addresses=tuple((each.old, each.new) for each in self._request.new_addresses),
+            new_macs=tuple(self._macs.items()),
+            host_name=self._request.host_name,
         )
         # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
         self._undo.add("the workload's running on", self._keeper.run_again)

@@ -23,6 +23,8 @@ class DumpRequest:
     fenced: bool  # no packet reaches any of the workload's connections, so the engine need not lock them itself
     parent: Path | None = None  # the images of the newest round of pre-copy; None: all memory is sent
     new_addresses: tuple[tuple[str, str], ...] = ()  # (old, new); with any, TCP connections are not kept
+    new_macs: tuple[tuple[str, str], ...] = ()  # (device, MAC), of the copy; the tree itself keeps what it has
+    host_name: str = ""  # of the copy; "" for that of the tree
 
 
 @dataclass(frozen=True, slots=True)

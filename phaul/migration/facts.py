@@ -205,6 +205,7 @@ class WorkloadFacts:
     security_label: str = ""  # the LSM's profile or context of the root task; "" where there is none to speak of
     network: NetworkFacts | None = None  # where it has one of its own
     addresses_of_others: tuple[str, ...] = ()  # that sockets outside of the tree use, in the same network namespace
+    has_own_host_name: bool = False  # lives in another UTS namespace than the agent
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +278,7 @@ class DestinationFacts:
     occupied: Occupancy = field(default_factory=Occupancy)
     hooks: tuple[HookFacts, ...] = ()
     claims: tuple[ClaimFacts, ...] = ()  # of the addresses that may move, as the network answers here
+    heard_macs: tuple[str, ...] = ()  # of the MACs asked for, those that the network has been heard with
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +296,14 @@ class NewAddress:
 
     old: str
     new: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewMac:
+    """Another MAC for a device of the workload's own network namespace. `device` is "" where it has but one."""
+
+    device: str
+    mac: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,6 +325,8 @@ class MigrationRequest:
     auto_addresses: bool = False  # move also those that the workload uses and nobody else does
     hooks: tuple[str, ...] = ()  # paths of action scripts, there on both hosts, that are run at every stage
     new_addresses: tuple[NewAddress, ...] = ()  # with any, TCP connections are closed
+    new_macs: tuple[NewMac, ...] = ()
+    host_name: str = ""  # that the copy's own UTS namespace gets; "" leaves it as it is
 
 
 @dataclass(frozen=True, slots=True)

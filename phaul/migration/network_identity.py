@@ -38,6 +38,10 @@ class NetworkIdentity(Protocol):
         """Ask the network who has these addresses. Never raises."""
         ...
 
+    async def heard(self, macs: Sequence[str]) -> tuple[str, ...]:
+        """Give those of these MACs that this host has heard others with of late. Never raises."""
+        ...
+
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put the addresses on their devices, without duplicate address detection. All or none."""
         ...

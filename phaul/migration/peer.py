@@ -126,10 +126,12 @@ class PeerAgent(Protocol):
         files: Sequence[FileFacts],
         hooks: Sequence[str] = (),
         addresses: Sequence[AddressFacts] = (),
+        macs: Sequence[str] = (),
     ) -> DestinationFacts:
         """What the destination is, and has of what the workload needs.
 
-        `hooks` are paths of action scripts; `addresses` those that may move, on the devices of the destination.
+        `hooks` are paths of action scripts; `addresses` those that may move, on the devices of the destination; `macs`
+        those that nobody may have.
         """
         ...
 

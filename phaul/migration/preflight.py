@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from phaul.errors import PolicyError, PreflightError
+from phaul.migration import new_identity
 from phaul.migration.address_rules import (
     address_problems,
     agents_problems,
@@ -60,7 +61,7 @@ def compare(
     Returns:
         Those that refuse first; within that, hosts, workload, IDs, files, memory, addresses. Each once.
     """
-    arriving = as_arriving(request, workload)
+    arriving = new_identity.as_arriving(request, as_arriving(request, workload))
     found = [
         *host_problems(source, destination.host),
         *workload.problems,
@@ -70,7 +71,7 @@ def compare(
         *capacity_problems(workload, source, destination.host),
         *new_address_problems(request, workload, destination),
         *address_problems(request, source, destination),
-        *own_network_problems(request, workload, destination),
+        *own_network_problems(request, arriving, destination),
         # Addresses of another network namespace say nothing of these hosts.
         *([] if workload.has_own_network else connection_problems(request, arriving.connections, source, destination)),
         *unaccepted_problems(request, workload.connections),

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import structlog
 
 from phaul.migration.facts import AddressFacts, ClaimFacts, ConnectionFacts
-from phaul.network import claims, criu_locks, fence, neighbours
+from phaul.network import claims, criu_locks, fence, heard, neighbours
 from phaul.network.addresses import HostAddresses
 
 log = structlog.get_logger(__name__)
@@ -53,6 +53,10 @@ class HostNetwork:
     async def claims(self, addresses: Sequence[AddressFacts]) -> tuple[ClaimFacts, ...]:
         """Ask the network who has these addresses; takes a tenth of a second."""
         return await claims.claims(addresses) if addresses else ()
+
+    async def heard(self, macs: Sequence[str]) -> tuple[str, ...]:
+        """Look for these MACs among what bridges and neighbour tables have learned."""
+        return await heard.heard(macs) if macs else ()
 
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put the addresses on their devices, without duplicate address detection. All or none (`SwitchoverError`)."""

@@ -132,6 +132,7 @@ def inspect(root_pid: int) -> WorkloadFacts:
         bound_devices=holdings.bound_devices_of(tree),
         security_label=tree.root.security_label,
         addresses_of_others=holdings.addresses_of_others(tree),
+        has_own_host_name=snapshot.differs(tree.root, tree.agent_namespaces, "uts"),
     )
 
 

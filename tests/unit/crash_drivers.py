@@ -302,6 +302,7 @@ class SimPeer:
         files: Sequence[FileFacts],
         hooks: Sequence[str] = (),
         addresses: Sequence[AddressFacts] = (),
+        macs: Sequence[str] = (),
     ) -> DestinationFacts:
         async def act() -> DestinationFacts:
             taken, seen, _ = await self._there.host.workload.observe(ids, files)

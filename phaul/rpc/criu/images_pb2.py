@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bphaul/rpc/criu/images.proto\x12\nphaul.criu\"\x1f\n\x0bPagemapHead\x12\x10\n\x08pages_id\x18\x01 \x02(\r\"W\n\x0cPagemapEntry\x12\r\n\x05vaddr\x18\x01 \x02(\x04\x12\x17\n\x0f\x63ompat_nr_pages\x18\x02 \x02(\r\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x10\n\x08nr_pages\x18\x05 \x01(\x04\"%\n\x07Mapping\x12\r\n\x05start\x18\x01 \x02(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x02(\x04\".\n\tMemoryMap\x12!\n\x04vmas\x18\x0e \x03(\x0b\x32\x13.phaul.criu.Mapping\"2\n\x0eInternetSocket\x12\x0e\n\x06\x66\x61mily\x18\x03 \x02(\r\x12\x10\n\x08src_addr\x18\x0b \x03(\r\"3\n\x08OpenFile\x12\'\n\x03isk\x18\x04 \x01(\x0b\x32\x1a.phaul.criu.InternetSocket\"\xb5\x01\n\x0e\x44umpStatistics\x12\x15\n\rfreezing_time\x18\x01 \x02(\r\x12\x13\n\x0b\x66rozen_time\x18\x02 \x02(\r\x12\x14\n\x0cmemdump_time\x18\x03 \x02(\r\x12\x15\n\rmemwrite_time\x18\x04 \x02(\r\x12\x15\n\rpages_scanned\x18\x05 \x02(\x04\x12\x1c\n\x14pages_skipped_parent\x18\x06 \x02(\x04\x12\x15\n\rpages_written\x18\x07 \x02(\x04\"\x8a\x01\n\x11RestoreStatistics\x12\x16\n\x0epages_compared\x18\x01 \x02(\x04\x12\x19\n\x11pages_skipped_cow\x18\x02 \x02(\x04\x12\x14\n\x0c\x66orking_time\x18\x03 \x02(\r\x12\x14\n\x0crestore_time\x18\x04 \x02(\r\x12\x16\n\x0epages_restored\x18\x05 \x01(\x04\"f\n\nStatistics\x12(\n\x04\x64ump\x18\x01 \x01(\x0b\x32\x1a.phaul.criu.DumpStatistics\x12.\n\x07restore\x18\x02 \x01(\x0b\x32\x1d.phaul.criu.RestoreStatistics')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bphaul/rpc/criu/images.proto\x12\nphaul.criu\"\x1f\n\x0bPagemapHead\x12\x10\n\x08pages_id\x18\x01 \x02(\r\"W\n\x0cPagemapEntry\x12\r\n\x05vaddr\x18\x01 \x02(\x04\x12\x17\n\x0f\x63ompat_nr_pages\x18\x02 \x02(\r\x12\r\n\x05\x66lags\x18\x04 \x01(\r\x12\x10\n\x08nr_pages\x18\x05 \x01(\x04\"%\n\x07Mapping\x12\r\n\x05start\x18\x01 \x02(\x04\x12\x0b\n\x03\x65nd\x18\x02 \x02(\x04\".\n\tMemoryMap\x12!\n\x04vmas\x18\x0e \x03(\x0b\x32\x13.phaul.criu.Mapping\"2\n\x0eInternetSocket\x12\x0e\n\x06\x66\x61mily\x18\x03 \x02(\r\x12\x10\n\x08src_addr\x18\x0b \x03(\r\"3\n\x08OpenFile\x12\'\n\x03isk\x18\x04 \x01(\x0b\x32\x1a.phaul.criu.InternetSocket\".\n\rNetworkDevice\x12\x0c\n\x04name\x18\x05 \x02(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x07 \x01(\x0c\"\x1d\n\tHostNames\x12\x10\n\x08nodename\x18\x01 \x02(\t\"\xb5\x01\n\x0e\x44umpStatistics\x12\x15\n\rfreezing_time\x18\x01 \x02(\r\x12\x13\n\x0b\x66rozen_time\x18\x02 \x02(\r\x12\x14\n\x0cmemdump_time\x18\x03 \x02(\r\x12\x15\n\rmemwrite_time\x18\x04 \x02(\r\x12\x15\n\rpages_scanned\x18\x05 \x02(\x04\x12\x1c\n\x14pages_skipped_parent\x18\x06 \x02(\x04\x12\x15\n\rpages_written\x18\x07 \x02(\x04\"\x8a\x01\n\x11RestoreStatistics\x12\x16\n\x0epages_compared\x18\x01 \x02(\x04\x12\x19\n\x11pages_skipped_cow\x18\x02 \x02(\x04\x12\x14\n\x0c\x66orking_time\x18\x03 \x02(\r\x12\x14\n\x0crestore_time\x18\x04 \x02(\r\x12\x16\n\x0epages_restored\x18\x05 \x01(\x04\"f\n\nStatistics\x12(\n\x04\x64ump\x18\x01 \x01(\x0b\x32\x1a.phaul.criu.DumpStatistics\x12.\n\x07restore\x18\x02 \x01(\x0b\x32\x1d.phaul.criu.RestoreStatistics')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -43,10 +43,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_INTERNETSOCKET']._serialized_end=302
   _globals['_OPENFILE']._serialized_start=304
   _globals['_OPENFILE']._serialized_end=355
-  _globals['_DUMPSTATISTICS']._serialized_start=358
-  _globals['_DUMPSTATISTICS']._serialized_end=539
-  _globals['_RESTORESTATISTICS']._serialized_start=542
-  _globals['_RESTORESTATISTICS']._serialized_end=680
-  _globals['_STATISTICS']._serialized_start=682
-  _globals['_STATISTICS']._serialized_end=784
+  _globals['_NETWORKDEVICE']._serialized_start=357
+  _globals['_NETWORKDEVICE']._serialized_end=403
+  _globals['_HOSTNAMES']._serialized_start=405
+  _globals['_HOSTNAMES']._serialized_end=434
+  _globals['_DUMPSTATISTICS']._serialized_start=437
+  _globals['_DUMPSTATISTICS']._serialized_end=618
+  _globals['_RESTORESTATISTICS']._serialized_start=621
+  _globals['_RESTORESTATISTICS']._serialized_end=759
+  _globals['_STATISTICS']._serialized_start=761
+  _globals['_STATISTICS']._serialized_end=863
 # @@protoc_insertion_point(module_scope)

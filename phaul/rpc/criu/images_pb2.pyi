@@ -159,6 +159,47 @@ class OpenFile(_message.Message):
 Global___OpenFile: _TypeAlias = OpenFile  # noqa: Y015
 
 @_typing.final
+class NetworkDevice(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    address: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        name: _builtins.str | None = ...,
+        address: _builtins.bytes | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkDevice: _TypeAlias = NetworkDevice  # noqa: Y015
+
+@_typing.final
+class HostNames(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NODENAME_FIELD_NUMBER: _builtins.int
+    nodename: _builtins.str
+    def __init__(
+        self,
+        *,
+        nodename: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["nodename", b"nodename"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["nodename", b"nodename"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___HostNames: _TypeAlias = HostNames  # noqa: Y015
+
+@_typing.final
 class DumpStatistics(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -484,6 +484,7 @@ class WorkloadFacts(_message.Message):
     SECURITY_LABEL_FIELD_NUMBER: _builtins.int
     NETWORK_FIELD_NUMBER: _builtins.int
     ADDRESSES_OF_OTHERS_FIELD_NUMBER: _builtins.int
+    HAS_OWN_HOST_NAME_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     memory_bytes: _builtins.int
     needs_shell_job: _builtins.bool
@@ -493,6 +494,7 @@ class WorkloadFacts(_message.Message):
     most_open_files: _builtins.int
     huge_page_bytes: _builtins.int
     security_label: _builtins.str
+    has_own_host_name: _builtins.bool
     @_builtins.property
     def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___TaskFacts]: ...
     @_builtins.property
@@ -535,10 +537,11 @@ class WorkloadFacts(_message.Message):
         security_label: _builtins.str = ...,
         network: Global___NetworkFacts | None = ...,
         addresses_of_others: _abc.Iterable[_builtins.str] | None = ...,
+        has_own_host_name: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["network", b"network"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_of_others", b"addresses_of_others", "bound_devices", b"bound_devices", "capabilities", b"capabilities", "connections", b"connections", "files", b"files", "has_own_network", b"has_own_network", "helper_ids", b"helper_ids", "huge_page_bytes", b"huge_page_bytes", "memory_bytes", b"memory_bytes", "most_mappings", b"most_mappings", "most_open_files", b"most_open_files", "needs_shell_job", b"needs_shell_job", "network", b"network", "problems", b"problems", "root_pid", b"root_pid", "security_label", b"security_label", "tasks", b"tasks", "terminals", b"terminals", "unix_names", b"unix_names"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses_of_others", b"addresses_of_others", "bound_devices", b"bound_devices", "capabilities", b"capabilities", "connections", b"connections", "files", b"files", "has_own_host_name", b"has_own_host_name", "has_own_network", b"has_own_network", "helper_ids", b"helper_ids", "huge_page_bytes", b"huge_page_bytes", "memory_bytes", b"memory_bytes", "most_mappings", b"most_mappings", "most_open_files", b"most_open_files", "needs_shell_job", b"needs_shell_job", "network", b"network", "problems", b"problems", "root_pid", b"root_pid", "security_label", b"security_label", "tasks", b"tasks", "terminals", b"terminals", "unix_names", b"unix_names"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -733,6 +736,7 @@ class DestinationFacts(_message.Message):
     LOCAL_ADDRESSES_FIELD_NUMBER: _builtins.int
     OCCUPIED_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
+    HEARD_MACS_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def claims(self) -> _containers.RepeatedCompositeFieldContainer[Global___ClaimFacts]: ...
     @_builtins.property
@@ -749,6 +753,10 @@ class DestinationFacts(_message.Message):
     def hooks(self) -> _containers.RepeatedCompositeFieldContainer[Global___HookFacts]:
         """that would be run here"""
 
+    @_builtins.property
+    def heard_macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """of those asked for"""
+
     def __init__(
         self,
         *,
@@ -759,10 +767,11 @@ class DestinationFacts(_message.Message):
         local_addresses: _abc.Iterable[_builtins.str] | None = ...,
         occupied: Global___Occupancy | None = ...,
         hooks: _abc.Iterable[Global___HookFacts] | None = ...,
+        heard_macs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "occupied", b"occupied"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "files", b"files", "hooks", b"hooks", "host", b"host", "local_addresses", b"local_addresses", "occupied", b"occupied", "taken_ids", b"taken_ids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["claims", b"claims", "files", b"files", "heard_macs", b"heard_macs", "hooks", b"hooks", "host", b"host", "local_addresses", b"local_addresses", "occupied", b"occupied", "taken_ids", b"taken_ids"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -818,6 +827,30 @@ class NewAddress(_message.Message):
 Global___NewAddress: _TypeAlias = NewAddress  # noqa: Y015
 
 @_typing.final
+class NewMac(_message.Message):
+    """Another MAC for a device of the workload's own network namespace; "" names the only one."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DEVICE_FIELD_NUMBER: _builtins.int
+    MAC_FIELD_NUMBER: _builtins.int
+    device: _builtins.str
+    mac: _builtins.str
+    def __init__(
+        self,
+        *,
+        device: _builtins.str = ...,
+        mac: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "mac", b"mac"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NewMac: _TypeAlias = NewMac  # noqa: Y015
+
+@_typing.final
 class MigrationRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -836,6 +869,8 @@ class MigrationRequest(_message.Message):
     AUTO_ADDRESSES_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
     NEW_ADDRESSES_FIELD_NUMBER: _builtins.int
+    NEW_MACS_FIELD_NUMBER: _builtins.int
+    HOST_NAME_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
     drop_unaccepted: _builtins.bool
@@ -854,6 +889,8 @@ class MigrationRequest(_message.Message):
     on_stall: Global___OnStall.ValueType
     auto_addresses: _builtins.bool
     """move also those that the workload uses and nobody else does"""
+    host_name: _builtins.str
+    """of the copy, in its own UTS namespace; "" leaves it as it is"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRequest]: ...
     @_builtins.property
@@ -862,6 +899,8 @@ class MigrationRequest(_message.Message):
 
     @_builtins.property
     def new_addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewAddress]: ...
+    @_builtins.property
+    def new_macs(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewMac]: ...
     def __init__(
         self,
         *,
@@ -880,10 +919,12 @@ class MigrationRequest(_message.Message):
         auto_addresses: _builtins.bool = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
         new_addresses: _abc.Iterable[Global___NewAddress] | None = ...,
+        new_macs: _abc.Iterable[Global___NewMac] | None = ...,
+        host_name: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "new_addresses", b"new_addresses", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "host_name", b"host_name", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "new_addresses", b"new_addresses", "new_macs", b"new_macs", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -72,6 +72,7 @@ class ObserveRequest(_message.Message):
     PHAUL_VERSION_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     HOOKS_FIELD_NUMBER: _builtins.int
+    MACS_FIELD_NUMBER: _builtins.int
     phaul_version: _builtins.str
     @_builtins.property
     def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
@@ -89,6 +90,10 @@ class ObserveRequest(_message.Message):
     def hooks(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """paths of action scripts that the person has named"""
 
+    @_builtins.property
+    def macs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that nobody may have: which of them has this host heard?"""
+
     def __init__(
         self,
         *,
@@ -97,10 +102,11 @@ class ObserveRequest(_message.Message):
         phaul_version: _builtins.str = ...,
         addresses: _abc.Iterable[_facts_pb2.AddressFacts] | None = ...,
         hooks: _abc.Iterable[_builtins.str] | None = ...,
+        macs: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "files", b"files", "hooks", b"hooks", "ids", b"ids", "phaul_version", b"phaul_version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "files", b"files", "hooks", b"hooks", "ids", b"ids", "macs", b"macs", "phaul_version", b"phaul_version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
