@@ -22,10 +22,10 @@ from phaul.agent.messages import from_message, to_message, wire_text
 from phaul.agent.tls_tunnel import TlsTunnel
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableError
-from phaul.migration.facts import AddressFacts, DestinationFacts, FileFacts, HookRun
+from phaul.migration.facts import AddressFacts, ConnectionFacts, DestinationFacts, FileFacts, HookRun
 from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import HashedImage, PageImage, Runs
-from phaul.migration.peer import Aborted, PageChannel, Reservation, RestoredCopy, Resumed
+from phaul.migration.peer import MOST_UNACCEPTED, Aborted, PageChannel, Reservation, RestoredCopy, Resumed
 from phaul.migration.recovery import Word
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 from phaul.rpc.v1.peer_pb2_grpc import PeerStub
@@ -200,9 +200,10 @@ class GrpcPeer:
         )
         return (await self._call(self._stub.ReceivedContent(request, timeout=ANSWER_SECONDS))).content
 
-    async def restore(self, migration_id: str) -> RestoredCopy:
+    async def restore(self, migration_id: str, unaccepted: Sequence[ConnectionFacts] = ()) -> RestoredCopy:
         """Have the copy restored and held."""
-        request = peer_pb2.RestoreRequest(migration_id=migration_id)
+        told = (to_message(each, facts_pb2.ConnectionFacts) for each in unaccepted[:MOST_UNACCEPTED])
+        request = peer_pb2.RestoreRequest(migration_id=migration_id, unaccepted=told)
         return from_message(await self._call(self._stub.Restore(request, timeout=RESTORE_SECONDS)), RestoredCopy)
 
     async def resume(self, migration_id: str) -> Resumed:

@@ -203,7 +203,8 @@ class PeerService(PeerServicer):
     @reports_errors
     async def Restore(self, request: peer_pb2.RestoreRequest, context: Context) -> peer_pb2.RestoreReply:
         """Restore and hold."""
-        copy = await self._arrivals.restore(self._own(request.migration_id, context))
+        unaccepted = requests.unaccepted(request)
+        copy = await self._arrivals.restore(self._own(request.migration_id, context), unaccepted)
         return to_message(copy, peer_pb2.RestoreReply)
 
     @reports_errors

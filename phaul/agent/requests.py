@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -18,13 +18,20 @@ from phaul.agent.messages import from_message
 from phaul.errors import UsageError
 from phaul.migration.address_rules import parse_address
 from phaul.migration.dirty_rate import DirtyRateRequest
-from phaul.migration.facts import AddressFacts, AddressRequest, FileFacts, MigrationRequest, NetworkFacts
+from phaul.migration.facts import (
+    AddressFacts,
+    AddressRequest,
+    ConnectionFacts,
+    FileFacts,
+    MigrationRequest,
+    NetworkFacts,
+)
 from phaul.migration.hooks import HookScene, Stage
 from phaul.migration.new_addresses import parse_new_address
 from phaul.migration.new_identity import parse_host_name, parse_new_mac
 from phaul.migration.own_network import MAC, oddity
 from phaul.migration.page_images import PageImage, Runs
-from phaul.migration.peer import Reservation
+from phaul.migration.peer import MOST_UNACCEPTED, Reservation
 from phaul.rpc.v1 import dirty_rate_pb2, facts_pb2, peer_pb2
 from phaul.system.memory import page_size_bytes
 
@@ -88,6 +95,23 @@ def reservation(request: peer_pb2.PrepareRequest) -> Reservation:
     _addresses(found.addresses)
     if found.network is not None:
         _network(found.network)
+    return found
+
+
+def unaccepted(request: peer_pb2.RestoreRequest) -> tuple[ConnectionFacts, ...]:
+    """Read whose connections the copy will not have."""
+    if len(request.unaccepted) > MOST_UNACCEPTED:
+        raise UsageError(f"{len(request.unaccepted)} connections that wait to be accepted are more than are told of")
+    found = tuple(_from(each, ConnectionFacts) for each in request.unaccepted)
+    for each in found:
+        try:
+            families = {ip_address(address).version for address in (each.local_address, each.remote_address)}
+        except ValueError as error:
+            raise UsageError("a connection without addresses cannot be") from error
+        if each.protocol != "tcp" or len(families) != 1:
+            raise UsageError("such a connection cannot be")
+        for port in (each.local_port, each.remote_port):
+            _in("a port", port, 1, 65535)
     return found
 
 

@@ -48,6 +48,7 @@ class FakeTree:
     pid: int
     memory: bytes
     connections: tuple[ConnectionFacts, ...] = ()
+    unaccepted: tuple[ConnectionFacts, ...] = ()  # that only the kernel knows of
     state: TreeState = TreeState.RUNNING
     tracked: bytes | None = None  # the memory at the last pre-dump: only what differs from it is sent
     while_sent: Callable[[FakeTree], None] = lambda _: None  # called as each pre-dump is under way: the workload writes
@@ -77,6 +78,7 @@ class FakeMachine:
     link_fences: dict[str, tuple[LinkFacts, ...]] = field(default_factory=dict)
     heard_macs: set[str] = field(default_factory=set)  # of others on its network
     announced: list[str] = field(default_factory=list)
+    dismissed: list[ConnectionFacts] = field(default_factory=list)  # whose clients were told
     acts: list[str] = field(default_factory=list)
     fault: Fault = lambda _: None
     held: list[Held] = field(default_factory=list)

@@ -181,6 +181,10 @@ class FakeWorkload:
         self._machine.act("workload.observe")
         return tuple(pid for pid in ids if self._machine.state(pid) is not TreeState.DEAD), tuple(files), Occupancy()
 
+    async def unaccepted(self, facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+        """What the tree was given."""
+        return self._machine.trees[facts.root_pid].unaccepted
+
     async def keeper(self, facts: WorkloadFacts) -> FakeKeeper:
         """Give one."""
         return FakeKeeper(self._machine, facts.root_pid)
@@ -292,6 +296,11 @@ class FakeNetwork:
         """Note it."""
         self._machine.act("network.announce")
         self._machine.announced += [each.address for each in addresses]
+
+    async def dismiss(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> None:
+        """Note it."""
+        self._machine.act("network.dismiss")
+        self._machine.dismissed += connections
 
     async def engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> tuple[str, ...]:
         """There are none."""

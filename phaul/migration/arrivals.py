@@ -16,7 +16,7 @@ from typing import Any, TypeVar, cast
 from phaul.errors import NoSuchMigrationError, PhaulError, PreflightError
 from phaul.migration.destination import Arrival
 from phaul.migration.events import Outcome, Role
-from phaul.migration.facts import HookRun
+from phaul.migration.facts import ConnectionFacts, HookRun
 from phaul.migration.hooks import HookScene, HostHooks, Stage
 from phaul.migration.host import Host
 from phaul.migration.journal import Journal, Mark, ended, last_of
@@ -93,12 +93,13 @@ class Arrivals:
         """Where the images of a migration go."""
         return self._find(migration_id).arrival.images
 
-    async def restore(self, migration_id: str) -> RestoredCopy:
+    async def restore(self, migration_id: str, unaccepted: Sequence[ConnectionFacts] = ()) -> RestoredCopy:
         """RESTORE."""
         incoming = self._find(migration_id)
 
         async def act() -> RestoredCopy:
-            return await incoming.arrival.restore((await asyncio.shield(incoming.pages.received)).page_bytes)
+            page_bytes = (await asyncio.shield(incoming.pages.received)).page_bytes
+            return await incoming.arrival.restore(page_bytes, unaccepted)
 
         return await self._once(incoming, "restore", act)
 

@@ -137,7 +137,9 @@ class Coordinator:
 
         await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
-            image_bytes = await self._peer.send_images(self._id, self._images)
+            image_bytes, unaccepted = await asyncio.gather(
+                self._peer.send_images(self._id, self._images), self._host.workload.unaccepted(facts)
+            )
 
         await self._enter(Phase.RESTORE)
         await self._hooks.run(Stage.PRE_RESTORE)
@@ -145,7 +147,7 @@ class Coordinator:
         self._undo.add("the comparison of the memory", lambda: end(verified))
         await self._hooks.run(Stage.SETUP_NAMESPACES, there=False)  # the destination's run within its restore
         with self._timeline.step("restore", Role.DESTINATION):
-            copy = await self._peer.restore(self._id)
+            copy = await self._peer.restore(self._id, unaccepted)
         self._hooks.tell(Role.DESTINATION, copy.hooks)
         await verified
         await self._hooks.run(Stage.POST_RESTORE)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
@@ -18,6 +18,7 @@ from phaul.migration import lazy
 from phaul.migration.arrival_hooks import ArrivalHooks
 from phaul.migration.engine_requests import RestoreRequest
 from phaul.migration.events import Outcome, Phase, Role
+from phaul.migration.facts import ConnectionFacts
 from phaul.migration.guard import Guard
 from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
@@ -38,6 +39,7 @@ REAPED_LOOK_SECONDS = 0.02  # between two looks
 RUNS_LOOKS = 5  # that must all find a copy running
 LOADED_LOOK_SECONDS = 0.05  # between two looks at a copy that runs and whose pages are being loaded
 LAZY = "lazy"  # in a HELD record: a loader puts the pages of this copy in place
+UNACCEPTED = "unaccepted"  # in a HELD record: the connections that this copy does not have
 
 
 class Arrival:
@@ -99,16 +101,17 @@ class Arrival:
         await self._host.reached(Role.DESTINATION, Phase.PREPARE)
         return self.images
 
-    async def restore(self, page_bytes: int) -> RestoredCopy:
+    async def restore(self, page_bytes: int, unaccepted: Sequence[ConnectionFacts] = ()) -> RestoredCopy:
         """RESTORE: all images are there, `page_bytes` of them pages; restore, hold at the gate.
 
-        Raises with nothing held; the images stay.
+        `unaccepted` are connections that the copy does not have. Raises with nothing held; the images stay.
         """
         if self.aborted:
             raise RestoreError("this migration was aborted on the destination")
         if self._copy is not None:
             return self._copy
         self.phase = Phase.RESTORE
+        self._wire.unaccepted = tuple(unaccepted)
         held = await self._hold_lazily() or await self._hold()
         self._undo.add("the restored copy", self._discard)
         await self.hooks.restored()
@@ -148,6 +151,9 @@ class Arrival:
         """Make again what an agent before this one had: no copy is held, all that can be undone is queued."""
         arrival = cls(reservation, host, journal)
         arrival.images = images
+        held = last_of(journal.records, Mark.HELD)
+        told = held.data.get(UNACCEPTED, ()) if held else ()
+        arrival._wire.unaccepted = tuple(ConnectionFacts(**each) for each in told)
         arrival.resumed = last_of(journal.records, Mark.RUNNING) is not None
         arrival._undo.add("images on the destination", lambda: host.rooms.release(reservation.migration_id))
         arrival._wire.queue_undo(arrival._undo)
@@ -283,7 +289,8 @@ class Arrival:
 
     async def _record_held(self, held: HeldRestore, *, is_lazy: bool = False) -> None:
         identity = await self._host.workload.identify(held.tree.root_pid)
-        await self._journal.write(Mark.HELD, {**identity.as_data(), LAZY: is_lazy})
+        unaccepted = [dataclasses.asdict(each) for each in self._wire.unaccepted]
+        await self._journal.write(Mark.HELD, {**identity.as_data(), LAZY: is_lazy, UNACCEPTED: unaccepted})
 
     async def _run_copy(self) -> None:
         try:

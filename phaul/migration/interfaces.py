@@ -19,7 +19,7 @@ from phaul.migration.engine_requests import (
     RestoredTree,
     RestoreRequest,
 )
-from phaul.migration.facts import FileFacts, HostFacts, Occupancy, WorkloadFacts
+from phaul.migration.facts import ConnectionFacts, FileFacts, HostFacts, Occupancy, WorkloadFacts
 from phaul.migration.guard import Guard
 from phaul.migration.journal import Data
 from phaul.migration.lazy import Loader, Loading
@@ -77,6 +77,13 @@ class Workload(Protocol):
         self, ids: Sequence[int], files: Sequence[FileFacts]
     ) -> tuple[tuple[int, ...], tuple[FileFacts, ...], Occupancy]:
         """Say which of `ids` are in use on this host, how each path of `files` looks here, and what else is taken."""
+        ...
+
+    async def unaccepted(self, facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+        """Give the connections to the listening sockets of a frozen tree that it has not accepted.
+
+        Those too that are not made to the end yet. None of them is in an image.
+        """
         ...
 
     async def keeper(self, facts: WorkloadFacts) -> Keeper:

@@ -54,6 +54,14 @@ class NetworkIdentity(Protocol):
         """Tell the neighbours: gratuitous ARP and unsolicited neighbour advertisements, once each."""
         ...
 
+    async def dismiss(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> None:
+        """Have the clients of these connections, which nobody on this host has, be told that they are over.
+
+        Their local addresses are those of the network namespace of a process. Never raises, and harms no connection
+        that there is.
+        """
+        ...
+
     async def engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> tuple[str, ...]:
         """Name the packet filter rules that `remove_engine_locks` would remove. Touches nothing."""
         ...

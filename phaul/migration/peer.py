@@ -10,10 +10,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from phaul.migration.facts import AddressFacts, Compression, DestinationFacts, FileFacts, HookRun, NetworkFacts
+from phaul.migration.facts import (
+    AddressFacts,
+    Compression,
+    ConnectionFacts,
+    DestinationFacts,
+    FileFacts,
+    HookRun,
+    NetworkFacts,
+)
 from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.recovery import Word
+
+MOST_UNACCEPTED = 4096  # connections of which is told; as many as `somaxconn` lets wait at a socket by default
 
 
 class PageChannel(Protocol):
@@ -162,8 +172,11 @@ class PeerAgent(Protocol):
         """A block of an image as it lies there."""
         ...
 
-    async def restore(self, migration_id: str) -> RestoredCopy:
-        """Have the copy restored and held at its gate, its addresses in place behind a fence."""
+    async def restore(self, migration_id: str, unaccepted: Sequence[ConnectionFacts] = ()) -> RestoredCopy:
+        """Have the copy restored and held at its gate, its addresses in place behind a fence.
+
+        `unaccepted` are connections that it does not have, and whose clients shall be told once it runs.
+        """
         ...
 
     async def resume(self, migration_id: str) -> Resumed:

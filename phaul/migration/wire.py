@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from phaul.errors import PhaulError, SwitchoverError
+from phaul.migration.address_rules import normal
 from phaul.migration.facts import AddressFacts, ConnectionFacts, NetworkFacts
 from phaul.migration.host import Host
 from phaul.migration.journal import Data
@@ -130,6 +131,7 @@ class DestinationWire:
         self._addresses = reservation.addresses
         self._own = reservation.network
         self.refused: tuple[str, ...] = ()  # settings that the copy's namespace did not take
+        self.unaccepted: tuple[ConnectionFacts, ...] = ()  # that the copy does not have
 
     @property
     def external(self) -> tuple[str, ...]:
@@ -200,11 +202,18 @@ class DestinationWire:
         return tuple(wrong)
 
     async def announce(self) -> None:
-        """Tell the neighbours."""
+        """Tell the neighbours; and then the clients of connections that the copy does not have, who may only wait.
+
+        What the source's kernel has said to them, its fence has held back.
+        """
         if self._addresses:
             await self._network.announce(self._addresses)
         if self._own:
             await self._networks.announce(self._root_pid, self._own.links)
+        here = {normal(each.address) for each in self._addresses}
+        stranded = [each for each in self.unaccepted if self._own or normal(each.local_address) in here]
+        if stranded:
+            await self._network.dismiss(self._root_pid, stranded)
 
     async def cut(self) -> None:
         """A copy is thrown away, or was: nothing of it may answer, and no name of a device be taken."""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import structlog
 
 from phaul.migration.facts import AddressFacts, ClaimFacts, ConnectionFacts
-from phaul.network import claims, criu_locks, fence, heard, neighbours
+from phaul.network import claims, criu_locks, dismissal, fence, heard, neighbours
 from phaul.network.addresses import HostAddresses
 
 log = structlog.get_logger(__name__)
@@ -73,6 +73,10 @@ class HostNetwork:
         """
         for failure in neighbours.announce(addresses):
             log.warning("announce.failed", reason=failure)
+
+    async def dismiss(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> None:
+        """Have each client ask after its connection, which this kernel answers with a reset."""
+        await dismissal.dismiss(root_pid, connections)
 
     async def engine_locks(self, root_pid: int, connections: Sequence[ConnectionFacts]) -> tuple[str, ...]:
         """Name the locks of CRIU's that `remove_engine_locks` would remove."""

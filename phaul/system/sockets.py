@@ -29,6 +29,9 @@ TCP_STATES = {
     12: "new_syn_recv",
 }
 
+# Others of nobody's are closed ones that the kernel sees to the end of, as in TIME_WAIT.
+UNACCEPTED_STATES = ("established", "syn_recv", "close_wait")
+
 NETLINK_SOCK_DIAG = 4  # linux/netlink.h
 SOCK_DIAG_BY_FAMILY = 20  # linux/sock_diag.h
 NLM_F_REQUEST, NLM_F_DUMP = 0x1, 0x300
@@ -76,13 +79,16 @@ def parse_address(text: str) -> tuple[str, int]:
     return str(address), int(port, 16)
 
 
-def parse_table(text: str, protocol: str) -> tuple[InternetSocket, ...]:
-    """Read ``tcp``, ``tcp6``, ``udp`` or ``udp6`` of ``/proc/PID/net``; entries without an inode belong to nobody."""
+def parse_table(text: str, protocol: str, *, nobodys: bool = False) -> tuple[InternetSocket, ...]:
+    """Read ``tcp``, ``tcp6``, ``udp`` or ``udp6`` of ``/proc/PID/net``.
+
+    Entries without an inode belong to nobody; with `nobodys` they are given, and no others.
+    """
     found: list[InternetSocket] = []
     for line in text.splitlines()[1:]:
         fields = line.split()
         inode = int(fields[9])
-        if inode == 0:
+        if (inode == 0) != nobodys:
             continue
         local_address, local_port = parse_address(fields[1])
         remote_address, remote_port = parse_address(fields[2])
@@ -113,6 +119,21 @@ def internet_sockets(pid: int) -> dict[int, InternetSocket]:
             continue
         found.update((each.inode, each) for each in parse_table(text, "tcp" if name.startswith("tcp") else "udp"))
     return found
+
+
+def unaccepted_sockets(pid: int) -> tuple[InternetSocket, ...]:
+    """Give the TCP connections of the network namespace of a process that only the kernel knows of.
+
+    They wait to be accepted, or for the last packet that makes a connection (``syn_recv``).
+    """
+    found: list[InternetSocket] = []
+    for name in ("tcp", "tcp6"):
+        try:
+            text = Path(f"/proc/{pid}/net/{name}").read_text()
+        except FileNotFoundError:  # a kernel without IPv6
+            continue
+        found += (each for each in parse_table(text, "tcp", nobodys=True) if each.state in UNACCEPTED_STATES)
+    return tuple(found)
 
 
 def unix_request() -> bytes:

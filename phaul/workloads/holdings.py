@@ -13,11 +13,11 @@ from enum import Enum
 from ipaddress import ip_address
 from pathlib import PurePosixPath
 
-from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem
+from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem, WorkloadFacts
 from phaul.system import files, watches
 from phaul.system.borrowed import sockets_of
 from phaul.system.procfs import DELETED_SUFFIX, PROC, Mapping
-from phaul.system.sockets import InternetSocket
+from phaul.system.sockets import InternetSocket, unaccepted_sockets
 from phaul.units import MIB, format_bytes
 from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot, differs
 
@@ -249,6 +249,21 @@ def socket_inodes(tree: TreeSnapshot) -> dict[int, tuple[ProcessSnapshot, int]]:
 def connections_of(tree: TreeSnapshot) -> tuple[ConnectionFacts, ...]:
     """Give every TCP and UDP socket of the tree once, however many processes share it."""
     return tuple(as_connection(tree.internet[inode]) for inode in socket_inodes(tree) if inode in tree.internet)
+
+
+def unaccepted_of(facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+    """Give the connections to its listening sockets that it has not accepted. Blocks; of a tree that ends, none."""
+    listening = {(each.local_port, each.local_address) for each in facts.connections if each.state == "listen"}
+    try:
+        waiting = unaccepted_sockets(facts.root_pid) if listening else ()
+    except OSError:
+        return ()
+    places = ("0.0.0.0", "::")
+    return tuple(
+        as_connection(each)
+        for each in waiting
+        if any((each.local_port, place) in listening for place in (each.local_address, *places))
+    )
 
 
 def as_connection(each: InternetSocket) -> ConnectionFacts:

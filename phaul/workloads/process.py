@@ -16,7 +16,7 @@ from functools import reduce
 from operator import or_
 
 from phaul.errors import PhaulError
-from phaul.migration.facts import FileFacts, Occupancy, Problem, TaskFacts, WorkloadFacts
+from phaul.migration.facts import ConnectionFacts, FileFacts, Occupancy, Problem, TaskFacts, WorkloadFacts
 from phaul.migration.interfaces import TreeHandle, TreeIdentity
 from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.migration.preflight import refusal
@@ -42,6 +42,10 @@ class ProcessWorkload:
     ) -> tuple[tuple[int, ...], tuple[FileFacts, ...], Occupancy]:
         """Say what of this is taken and there on this host; see `Workload.observe`."""
         return await asyncio.to_thread(observe, tuple(ids), tuple(files))
+
+    async def unaccepted(self, facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+        """Look at what nobody has, at the ports where the tree listens."""
+        return await asyncio.to_thread(holdings.unaccepted_of, facts)
 
     async def keeper(self, facts: WorkloadFacts) -> ProcessKeeper:
         """Start the keeper of a tree that is about to be frozen."""

@@ -20,6 +20,7 @@ from phaul.lab.fake_machine import AgentKilledError, FakeTree, TreeState
 from phaul.migration.engine_requests import DumpRequest, PreDumped, PreDumpRequest, RestoreRequest
 from phaul.migration.facts import (
     AddressFacts,
+    ConnectionFacts,
     DestinationFacts,
     FileFacts,
     HookRun,
@@ -341,8 +342,8 @@ class SimPeer:
     async def received_content(self, migration_id: str, name: str, runs: Runs) -> bytes:
         return b""
 
-    async def restore(self, migration_id: str) -> RestoredCopy:
-        return await self._send("restore", lambda: self._there.arrivals.restore(migration_id))
+    async def restore(self, migration_id: str, unaccepted: Sequence[ConnectionFacts] = ()) -> RestoredCopy:
+        return await self._send("restore", lambda: self._there.arrivals.restore(migration_id, unaccepted))
 
     async def resume(self, migration_id: str) -> Resumed:
         return await self._send("resume", lambda: self._there.arrivals.resume(migration_id))

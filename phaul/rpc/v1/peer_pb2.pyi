@@ -432,15 +432,21 @@ class RestoreRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    UNACCEPTED_FIELD_NUMBER: _builtins.int
     migration_id: _builtins.str
+    @_builtins.property
+    def unaccepted(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.ConnectionFacts]:
+        """that the copy will not have: their clients are told once it runs"""
+
     def __init__(
         self,
         *,
         migration_id: _builtins.str = ...,
+        unaccepted: _abc.Iterable[_facts_pb2.ConnectionFacts] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["migration_id", b"migration_id", "unaccepted", b"unaccepted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
