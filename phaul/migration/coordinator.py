@@ -137,7 +137,7 @@ class Coordinator:
 
         await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
-            image_bytes, unaccepted = await asyncio.gather(
+            image_bytes, waiting = await asyncio.gather(
                 self._peer.send_images(self._id, self._images), self._host.workload.unaccepted(facts)
             )
 
@@ -147,7 +147,7 @@ class Coordinator:
         self._undo.add("the comparison of the memory", lambda: end(verified))
         await self._hooks.run(Stage.SETUP_NAMESPACES, there=False)  # the destination's run within its restore
         with self._timeline.step("restore", Role.DESTINATION):
-            copy = await self._peer.restore(self._id, unaccepted)
+            copy = await self._peer.restore(self._id, tuple(dict.fromkeys((*self._unaccepted, *waiting))))
         self._hooks.tell(Role.DESTINATION, copy.hooks)
         await verified
         await self._hooks.run(Stage.POST_RESTORE)
@@ -264,6 +264,9 @@ class Coordinator:
             await self._journal.write(Mark.FREEZING)
             if self._rounds:
                 await self._rounds.full_speed()
+            # The kernel gives up a half-made connection whose SYN-ACK is held back (net/ipv4/inet_connection_sock.c,
+            # reqsk_timer_handler): behind the fence it may not be seen any more.
+            self._unaccepted = await self._host.workload.unaccepted(facts)
             await self._wire.fence()
 
         await self._sending.begin(frozen=True)

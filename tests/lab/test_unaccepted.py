@@ -10,6 +10,7 @@ from phaul.lab.host import Host
 
 from .boxes import BRIDGE, Box, on_bridges
 from .clients import Numbering
+from .hooking import put
 from .moves import migrate
 from .stage import Stage
 
@@ -53,17 +54,22 @@ def test_connections_that_nobody_has_accepted_can_be_dropped(stage: Stage, netwo
 
 
 def test_a_client_whose_last_packet_fell_into_the_fence(stage: Stage) -> None:
-    """It takes itself for connected and waits for a greeting; the server has never heard of it."""
+    """It takes itself for connected and waits for a greeting; the server has never heard of it.
+
+    Behind the fence the source's kernel forgets such a connection when it would send its SYN-ACK again, after 1 s.
+    """
     address = stage.add_address(stage.ip4, device=BRIDGE)
     pid = stage.start("server", "--listen", address, str(PORT))
     rule = f"add rule inet half input ip daddr {address} tcp dport {PORT} tcp flags & (syn | ack) == ack drop"
     table = "add table inet half; add chain inet half input { type filter hook input priority 0; }"
     stage.a.exec(["nft", f"{table}; {rule}"])
+    slow = put(stage.a, "post-dump", "slow", "#!/bin/sh\nsleep 2\n")
     try:
         with Silent(stage.client, [(address, PORT)]) as silent:
             stage.move(pid, stage.a, stage.ip4)
             assert silent.ends() == ["ECONNRESET"]
     finally:
+        stage.a.path(slow).unlink()
         stage.a.exec(["nft", "delete table inet half"])
     stage.check_ticks(pid, stage.a, stage.b)
 
