@@ -31,9 +31,10 @@ def test_connections_that_nobody_has_accepted_can_be_dropped(stage: Stage, netwo
     """Their clients are told as soon as the copy runs, also those that only wait; who was accepted notices nothing."""
     with ExitStack() as stack:
         waiting = ["--accept-when", ACCEPT_FILE]
+        moving: tuple[str, ...] = ()
         if network == "veth":
             box = stack.enter_context(Box(stage))
-            addresses, moving = (box.ip4, box.ip6), ()
+            addresses = (box.ip4, box.ip6)
             pid = box.serve(PORT, *waiting)
         else:
             addresses = (stage.add_address(stage.ip4, device=BRIDGE), stage.add_address(stage.ip6, device=BRIDGE))
