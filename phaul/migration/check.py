@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from phaul.migration import auto_addresses, check_report, mode, new_identity, own_network, preflight
+from phaul.migration import auto_addresses, check_report, file_rules, mode, new_identity, own_network, preflight
 from phaul.migration.both_hooks import hook_problems
 from phaul.migration.facts import CheckReport, MigrationRequest, WorkloadFacts
 from phaul.migration.host import Host
@@ -44,6 +44,9 @@ async def check(
     if macs:
         heard = (*destination.heard_macs, *await host.network.heard(macs))
         destination = replace(destination, heard_macs=heard)
+    if changing := file_rules.perhaps_changed(workload.files, destination.files):
+        _, later, _ = await host.workload.observe((), changing)
+        workload = replace(workload, files=file_rules.as_changed(workload.files, destination.files, later))
     problems = (
         *preflight.compare(request, workload, source, destination),
         *preflight.agents_problems(request, own_address, peer.name),

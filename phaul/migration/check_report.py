@@ -14,11 +14,11 @@ from phaul.units import GIB, format_bytes
 GROUPS: dict[str, tuple[str, ...]] = {
     "The process": (
         "no_such_process", "thread", "kernel_thread", "zombie", "own_agent", "ancestor_of_agent", "not_allowed",
-        "own_namespaces", "own_network_namespace", "network_namespace_shared", "traced", "traces", "frozen",
-        "uninterruptible", "leader_ended",
+        "own_namespaces", "own_network_namespace", "network_namespace_shared", "ipc_namespace_shared",
+        "traced", "traces", "frozen", "uninterruptible", "leader_ended",
         "shared_between_processes", "thread_apart", "scheduling_policy", "settings_lost", "agent_capabilities",
-        "sysv_shared_memory", "sysv_semaphores", "sysv_messages", "secret_memory", "uprobes", "ids_taken",
-        "memory_missing", "host_name_of_host",
+        "sysv_shared_memory", "sysv_semaphores", "sysv_messages", "shared_memory_number", "secret_memory", "uprobes",
+        "ids_taken", "memory_missing", "host_name_of_host",
     ),
     "Its descriptors": (
         "terminal", "terminal_taken", "pipe_leaves_tree", "packet_pipe", "unix_socket_leaves_tree",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import shlex
 import stat
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 
 from phaul.migration.facts import FileFacts, FileUse, Problem, Severity
 from phaul.units import format_bytes
@@ -36,8 +37,50 @@ KINDS = {
 # Made anew by each kernel: nothing can be copied there.
 KERNEL_FILE_SYSTEMS = ("/proc/", "/sys/", "/dev/")
 KERNEL_MADE = ("/proc/", "/sys/")
+POSIX_MEMORY = "/dev/shm/"  # shm_overview(7)
 ONLY_THERE = (FileUse.SOCKET_DIRECTORY, FileUse.WATCHED)  # whatever its mode
 WARNINGS = ("log_size", "file_content")
+
+
+def perhaps_changed(held: Sequence[FileFacts], there: Iterable[FileFacts]) -> tuple[FileFacts, ...]:
+    """Give the open files whose difference may be but this: the workload wrote between the looks of the two hosts."""
+    seen = {file.path: file for file in there}
+    return tuple(
+        file
+        for file in held
+        if file.use is FileUse.OPEN
+        and stat.S_ISREG(file.mode)
+        and (other := seen.get(file.path))
+        and (not other.exists or (file.writable and other.size_bytes != file.size_bytes))
+    )
+
+
+def as_changed(
+    held: Sequence[FileFacts], there: Iterable[FileFacts], later: Iterable[FileFacts]
+) -> tuple[FileFacts, ...]:
+    """
+    Judge nothing by a file that has changed here while the destination looked at it: both see the same one.
+
+    Args:
+        held: as they looked here before.
+        later: those of them that `perhaps_changed`, as they look here afterwards.
+
+    Returns:
+        `held`, with the size that the destination saw where it lies between the two that were seen here, and without
+        what is gone from both hosts by now.
+    """
+    seen, now = {file.path: file for file in there}, {file.path: file for file in later}
+    found: list[FileFacts] = []
+    for file in held:
+        other, after = seen.get(file.path), now.get(file.path)
+        if other is None or after is None:
+            found.append(file)
+        elif other.exists and after.exists:
+            least, most = sorted((file.size_bytes, after.size_bytes))
+            found.append(replace(file, size_bytes=other.size_bytes) if least <= other.size_bytes <= most else file)
+        elif other.exists or after.exists:
+            found.append(file)
+    return tuple(found)
 
 
 def file_problems(held: Sequence[FileFacts], there: Iterable[FileFacts], host: str) -> tuple[Problem, ...]:
@@ -121,7 +164,7 @@ def _fold(code: str, found: list[tuple[FileFacts, str]], host: str) -> Problem:
 def _hint(code: str, files: list[FileFacts], host: str) -> str:
     """Say what to do about the first few; a command where one does it."""
     paths = [file.path for file in files]
-    copyable = [path for path in paths if not path.startswith(KERNEL_FILE_SYSTEMS) or path.startswith("/dev/shm/")]
+    copyable = [path for path in paths if not path.startswith(KERNEL_FILE_SYSTEMS) or path.startswith(POSIX_MEMORY)]
     if code == "log_size":
         return (
             "Nothing is lost: what was written so far stays on the source. Use shared storage to have it in one file."
@@ -134,6 +177,11 @@ def _hint(code: str, files: list[FileFacts], host: str) -> str:
         return (
             f"If {host} has files of its own there, end who holds the lock (`lslocks` on {host}). On storage that both "
             "hosts share the lock is the workload's own, and it cannot move while it holds it."
+        )
+    if code == "file_missing" and paths[0].startswith(POSIX_MEMORY):
+        return (
+            "Memory with a name in /dev/shm does not travel: configure another kind (PostgreSQL: "
+            "dynamic_shared_memory_type = sysv), and start it in an IPC namespace of its own (`unshare --ipc`)."
         )
     if not copyable:
         return f"That path belongs to the kernel: look whether {host} has the same driver, device or module."

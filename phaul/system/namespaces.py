@@ -1,4 +1,4 @@
-"""Do something inside the network namespace of another process, without a child process.
+"""Do something inside the network or IPC namespace of another process, without a child process.
 
 Called by `workloads` and `network`. A thread of its own goes there and ends there, so that no other thread of the agent
 is ever in another namespace than the agent.
@@ -15,16 +15,17 @@ from typing import TypeVar
 
 T = TypeVar("T")
 
-CLONE_NEWNET = 0x40000000  # linux/sched.h
+ANY_KIND = 0  # what the descriptor leads to says which (setns(2)); not all kinds can be entered by a thread
 NAMED = Path("/run/netns")  # where `ip netns` keeps namespaces that it has given a name (ip-netns(8))
 
 _libc = ctypes.CDLL(None, use_errno=True)  # os.setns came with Python 3.12
 
 
 def inside(namespace: str | Path, act: Callable[[], T]) -> T:
-    """Call `act` in a network namespace, given by a path like ``/proc/PID/ns/net``; give what it gives. Blocks.
+    """Call `act` in a namespace, given by a path like ``/proc/PID/ns/net`` or ``.../ipc``; give what it gives. Blocks.
 
-    Sockets that `act` opens stay in that namespace, and ``/proc/sys/net`` is that of it. Raises what `act` raises, and
+    Sockets that `act` opens stay in that namespace, what it attaches (shmat(2)) stays attached; ``/proc/sys/net`` and
+    ``/proc/sysvipc`` are those of it. Raises what `act` raises, and
     `OSError` where the namespace cannot be entered.
     """
     results: list[T] = []
@@ -34,7 +35,7 @@ def inside(namespace: str | Path, act: Callable[[], T]) -> T:
         try:
             descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
             try:
-                if _libc.setns(descriptor, CLONE_NEWNET):
+                if _libc.setns(descriptor, ANY_KIND):
                     number = ctypes.get_errno()
                     raise OSError(number, os.strerror(number), str(namespace))
             finally:
@@ -54,6 +55,11 @@ def inside(namespace: str | Path, act: Callable[[], T]) -> T:
 def network_of(pid: int) -> Path:
     """Give the path of the network namespace of a process."""
     return Path(f"/proc/{pid}/ns/net")
+
+
+def ipc_of(pid: int) -> Path:
+    """Give the path of the IPC namespace of a process."""
+    return Path(f"/proc/{pid}/ns/ipc")
 
 
 def network_names() -> dict[str, int]:

@@ -345,7 +345,8 @@ def memory_bytes_of(tree: TreeSnapshot) -> int:
                 look = descriptor.look
                 objects.setdefault((look.st_dev, look.st_ino), look.st_blocks * BLOCK_BYTES)
     guessed = {key: min(size, extents[key]) for key, size in mapped.items()}
-    return private + sum((guessed | objects).values())
+    unattached = sum(each.resident_bytes for each in tree.segments if not each.attached)
+    return private + unattached + sum((guessed | objects).values())
 
 
 def _allocated_bytes(process: ProcessSnapshot, mapping: Mapping) -> int | None:

@@ -11,6 +11,7 @@ soon as the copy runs, so that it does not matter what is restored there.
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from collections.abc import Iterator, Sequence
@@ -19,6 +20,7 @@ from pathlib import Path
 
 from phaul.errors import TransferError
 from phaul.migration.page_images import Ahead, Block, HashedImage, Segments
+from phaul.system import namespaces, procfs, sysv
 from phaul.system.memory import page_size_bytes
 from phaul.system.task_memory import (
     CHUNK_BYTES,
@@ -55,7 +57,7 @@ def differing(pids: Sequence[int], images: Sequence[HashedImage], ahead: Ahead) 
     return tuple(found)
 
 
-def _digest(reader: BlockReader, segments: Segments) -> bytes:
+def _digest(reader: BlockReader | sysv.AttachedSegment, segments: Segments) -> bytes:
     try:
         return digest(reader.read(segments))
     except OSError:
@@ -76,20 +78,30 @@ def differs(pids: Sequence[int], block: Block, theirs: bytes) -> bool:
 
 
 @contextmanager
-def _reader(pids: Sequence[int], name: str) -> Iterator[BlockReader]:
+def _reader(pids: Sequence[int], name: str) -> Iterator[BlockReader | sysv.AttachedSegment]:
     match = NAME.fullmatch(name)
     if match is None:
         raise TransferError(f"the destination has received an image of the unknown name {name!r}")
     number = int(match["number"])
-    try:
-        path = shared_memory(pids, number) if match["shared"] else memory_of_task(number)
-    except OSError:
-        path = GONE
-    reader = BlockReader(None if match["shared"] else number, path)
+    reader = _shared(pids, number) if match["shared"] else BlockReader(number, memory_of_task(number))
     try:
         yield reader
     finally:
         reader.close()
+
+
+def _shared(pids: Sequence[int], number: int) -> BlockReader | sysv.AttachedSegment:
+    """Of shared memory: a segment of System V, where the tree has such ones of its own, else what has this inode."""
+    try:
+        if pids and procfs.read_namespaces(pids[0])["ipc"] != procfs.read_namespaces(os.getpid())["ipc"]:
+            return namespaces.inside(namespaces.ipc_of(pids[0]), lambda: sysv.AttachedSegment(number))
+    except (OSError, KeyError):
+        pass  # there is none of this number
+    try:
+        path = shared_memory(pids, number)
+    except OSError:
+        path = GONE
+    return BlockReader(None, path)
 
 
 def written_by_kernel(ours: bytes, theirs: bytes) -> bool:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from phaul.system import control_groups, namespaces, procfs, sharing, sockets, sysv
 from phaul.system.procfs import Descriptor, Mapping, MountEntry, ProcessStat
 from phaul.system.sharing import Shared
 from phaul.system.sockets import InternetSocket, UnixSocket
+from phaul.system.sysv import Segment
 
 # criu/cr-dump.c, 4.2, dump_task_kobj_ids: these may belong to one process only. Signal handlers come with memory.
 NOT_TO_SHARE = {Shared.MEMORY: "memory", Shared.DIRECTORIES: "the working directory"}
@@ -83,6 +85,8 @@ class TreeSnapshot:
     semaphores: tuple[int, ...] = ()
     message_queues: tuple[int, ...] = ()
     network_neighbours: tuple[int, ...] = ()  # who else is in a network namespace that is not the agent's
+    ipc_neighbours: tuple[int, ...] = ()  # and in such an IPC namespace
+    segments: tuple[Segment, ...] = ()  # System V shared memory of such a namespace, which travels
 
     @property
     def root(self) -> ProcessSnapshot:
@@ -93,6 +97,11 @@ class TreeSnapshot:
     def pids(self) -> frozenset[int]:
         """Every process."""
         return frozenset(process.pid for process in self.processes)
+
+    @property
+    def has_own_ipc(self) -> bool:
+        """Whether its root lives in another IPC namespace than the agent."""
+        return differs(self.root, self.agent_namespaces, "ipc")
 
     @property
     def has_own_network(self) -> bool:
@@ -116,15 +125,17 @@ def take(root_pid: int) -> TreeSnapshot:
             continue
     agent_namespaces = procfs.read_namespaces(os.getpid())
     tree = TreeSnapshot(_with_shares(processes), agent_namespaces)
-    foreign_ipc = any(differs(process, agent_namespaces, "ipc") for process in processes)
-    semaphores, queues = ((), ()) if foreign_ipc else (used_by(tree.pids) for used_by in SYSTEM_V)
+    semaphores, queues = ((), ()) if tree.has_own_ipc else (used_by(tree.pids) for used_by in SYSTEM_V)
+    network, ipc = (_neighbours(tree, name) for name in ("net", "ipc"))
     return replace(
         tree,
         internet=_internet_sockets(tree),
         unix=_unix_sockets(tree),
         netlink_unread=sockets.netlink_unread(root_pid),
         groups=sockets.multicast_groups(root_pid),
-        network_neighbours=_network_neighbours(tree) if differs(tree.root, agent_namespaces, "net") else (),
+        network_neighbours=network,
+        ipc_neighbours=ipc,
+        segments=_segments(root_pid) if tree.has_own_ipc else (),
         tracees=_traced_by(tree.pids),
         semaphores=semaphores,
         message_queues=queues,
@@ -161,16 +172,35 @@ def _unix_sockets(tree: TreeSnapshot) -> dict[int, UnixSocket]:
     return namespaces.inside(namespaces.network_of(tree.root.pid), sockets.unix_sockets)
 
 
-def _network_neighbours(tree: TreeSnapshot) -> tuple[int, ...]:
-    mine = tree.root.namespaces.get("net")
+def _segments(root_pid: int) -> tuple[Segment, ...]:
+    return namespaces.inside(namespaces.ipc_of(root_pid), sysv.segments)
+
+
+def _neighbours(tree: TreeSnapshot, name: str) -> tuple[int, ...]:
+    """Give who else is in a namespace of the tree's own."""
+    if not differs(tree.root, tree.agent_namespaces, name):
+        return ()
+    mine = tree.root.namespaces.get(name)
     found: list[int] = []
     for pid in procfs.all_pids():
         try:
-            if pid not in tree.pids and procfs.read_namespaces(pid).get("net") == mine:
+            if pid not in tree.pids and procfs.read_namespaces(pid).get(name) == mine:
                 found.append(pid)
         except OSError:  # ended meanwhile
             continue
-    return tuple(sorted(found))
+    return tuple(sorted(strangers(tree, found)))
+
+
+def strangers(tree: TreeSnapshot, pids: Iterable[int]) -> list[int]:
+    """Leave out what the tree has started since it was looked at, and what has ended: a server forks all the time."""
+    found: list[int] = []
+    for pid in pids:
+        try:
+            if tree.root.pid not in procfs.ancestors(pid):
+                found.append(pid)
+        except OSError:  # ended meanwhile
+            continue
+    return found
 
 
 def _traced_by(pids: frozenset[int]) -> dict[int, int]:

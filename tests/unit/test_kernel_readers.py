@@ -10,6 +10,8 @@ import struct
 import threading
 from pathlib import Path
 
+import pytest
+
 from phaul.system import files, procfs, sockets, sysv, watches
 from phaul.system.borrowed import sockets_of
 from phaul.system.kernel import kernel_facts, parse_cpu_features
@@ -117,6 +119,27 @@ def test_tables_of_the_network() -> None:
     igmp = "Idx\tDevice    : Count Querier\tGroup    Users Timer\tReporter\n2\teth0      :     2      V3\n\t\t\t\t"
     igmp += "030201EF     1 0:00000000\t\t0\n\t\t\t\t010000E0     1 0:00000000\t\t0\n"
     assert sockets.parse_groups(igmp) == (("239.1.2.3", "eth0"), ("224.0.0.1", "eth0"))
+
+
+def test_system_v_shared_memory_is_read() -> None:
+    LIBC.shmat.restype = ctypes.c_void_p
+    number = LIBC.shmget(0, 5000, 0o1600)
+    try:
+        address = LIBC.shmat(number, None, 0)
+        ctypes.memset(address, 7, 5000)
+        LIBC.shmdt(ctypes.c_void_p(address))
+        (segment,) = (each for each in sysv.segments() if each.number == number)
+        assert (segment.size_bytes, segment.resident_bytes, segment.attached) == (5000, 8192, 0)
+        attached = sysv.AttachedSegment(number)
+        assert bytes(attached.read([(1000, 2), (4998, 4)])) == b"\7\7\7\7\0\0"
+        assert len(attached.read([(8190, 4096)])) == 2
+        attached.close()
+        attached.close()
+        assert [each.attached for each in sysv.segments() if each.number == number] == [0]
+    finally:
+        LIBC.shmctl(number, 0, None)
+    with pytest.raises(OSError, match="cannot be attached"):
+        sysv.AttachedSegment(number)
 
 
 def test_system_v_tables() -> None:

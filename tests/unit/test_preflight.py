@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from phaul.errors import UsageError
-from phaul.migration import preflight
+from phaul.migration import file_rules, preflight
 from phaul.migration.facts import (
     AddressFacts,
     AddressRequest,
@@ -177,6 +177,42 @@ def test_a_file_that_is_written_to_is_a_warning_that_its_content_stays() -> None
     assert "stop the writing" in hint
 
 
+@pytest.mark.parametrize(
+    ("seen_there", "later_here", "expected"),
+    [
+        (DATA.size_bytes, DATA.size_bytes, {"file_content"}),
+        (600, 700, {"file_content"}),  # it grows, and both see the same one
+        (600, 600, {"file_content"}),
+        (400, 300, {"file_content"}),
+        (600, 500, {"file_size"}),  # it stands still
+        (900, 700, {"file_size"}),
+        (400, 700, {"file_size"}),
+        (None, None, set()),  # renamed or removed meanwhile
+        (None, 700, {"file_missing"}),
+        (700, None, {"file_size"}),
+    ],
+)
+def test_a_file_that_changes_while_it_is_looked_at_is_no_other_file(
+    seen_there: int | None, later_here: int | None, expected: set[str]
+) -> None:
+    def looking(size_bytes: int | None) -> FileFacts:
+        return replace(DATA, writable=True, exists=size_bytes is not None, size_bytes=size_bytes or 0)
+
+    held, other = (looking(DATA.size_bytes), PROGRAM), (looking(seen_there), PROGRAM)
+    asked = file_rules.perhaps_changed(held, other)
+    assert [each.path for each in asked] == ([] if seen_there == DATA.size_bytes else [DATA.path])
+    judged = file_rules.as_changed(held, other, [looking(later_here)] if asked else [])
+    assert {each.code for each in file_rules.file_problems(judged, other, "beta")} == expected
+
+
+def test_only_open_files_that_may_have_been_written_to_are_looked_at_again() -> None:
+    assert file_rules.perhaps_changed(FILES, FILES) == ()
+    shorter = [replace(each, size_bytes=1) for each in FILES]
+    assert file_rules.perhaps_changed(FILES, shorter) == (LOG,)
+    missing = [replace(each, exists=False) for each in FILES]
+    assert file_rules.perhaps_changed(FILES, missing) == (LOG, DATA)
+
+
 def test_addresses_of_another_network_namespace_are_not_compared() -> None:
     assert judge(request=replace(REQUEST, addresses=()), workload=replace(WORKLOAD, has_own_network=True)) == {}
 
@@ -194,6 +230,9 @@ def test_the_hint_is_a_command_that_can_be_pasted() -> None:
     found = judge(workload=replace(WORKLOAD, files=(odd,)), destination=replace(DESTINATION, files=()))
     assert "rsync -aR '/srv/my data.csv' beta:/" in found["file_missing"].hint
     assert "chmod 0640 /srv/data.db" in judge(destination=there(replace(DATA, mode=stat.S_IFREG)))["file_mode"].hint
+    named = replace(DATA, path="/dev/shm/PostgreSQL.42", use=FileUse.MAPPED)
+    found = judge(workload=replace(WORKLOAD, files=(named,)), destination=replace(DESTINATION, files=()))
+    assert "unshare --ipc" in found["file_missing"].hint
     driver = replace(NULL, path="/sys/class/x/y")
     found = judge(workload=replace(WORKLOAD, files=(driver,)))
     assert "rsync" not in found["file_missing"].hint and "driver" in found["file_missing"].hint

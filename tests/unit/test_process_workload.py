@@ -17,6 +17,7 @@ from phaul.errors import PreflightError
 from phaul.migration.facts import FileFacts, FileUse, WorkloadFacts
 from phaul.system import procfs, sockets
 from phaul.system.procfs import Descriptor
+from phaul.system.sysv import Segment
 from phaul.units import MIB
 from phaul.workloads import holdings, obstacles, snapshot
 from phaul.workloads.process import inspect, observe
@@ -303,7 +304,7 @@ def test_what_the_kernel_says_of_the_process_itself_is_judged(start: Start) -> N
 
     assert judged(whole) == []
     assert judged(replace(whole, tracer_pid=1)) == ["traced"]
-    assert judged(replace(whole, namespaces=ours | {"mnt": 1, "ipc": 2})) == ["own_namespaces"]
+    assert judged(replace(whole, namespaces=ours | {"mnt": 1})) == ["own_namespaces"]
     alone = replace(whole, namespaces=ours | {"net": 1})
     assert judged(alone) == []
     parted = snapshot.TreeSnapshot((whole, alone), ours)
@@ -316,7 +317,42 @@ def test_what_the_kernel_says_of_the_process_itself_is_judged(start: Start) -> N
     missing = replace(whole.mappings[0], filled_in=True)
     assert judged(replace(whole, mappings=(*whole.mappings, missing))) == ["memory_missing"]
     sysv = replace(whole.mappings[0], path="/SYSV00000000 (deleted)")
-    assert judged(replace(whole, mappings=(*whole.mappings, sysv))) == ["sysv_shared_memory"]
+    with_sysv = replace(whole, mappings=(*whole.mappings, sysv))
+    assert judged(with_sysv) == ["sysv_shared_memory"]
+    apart = replace(with_sysv, namespaces=ours | {"ipc": 1})
+    assert judged(apart) == []
+    parted = snapshot.TreeSnapshot((whole, apart), ours)
+    assert "own_namespaces" in [each.code for each in obstacles.obstacles_of(parted, lambda *_: {})]
+    shared = snapshot.TreeSnapshot((apart,), ours, ipc_neighbours=(1,))
+    assert [each.code for each in obstacles.obstacles_of(shared, lambda *_: {})] == ["ipc_namespace_shared"]
+
+    def memory_with(*segments: Segment) -> int:
+        return holdings.memory_bytes_of(snapshot.TreeSnapshot((whole,), ours, segments=segments))
+
+    assert memory_with(sysv_segment(0)) - memory_with() == sysv_segment(0).resident_bytes
+    assert memory_with(sysv_segment(2)) == memory_with(), "it is counted as a mapping"
+
+
+def test_what_a_server_has_forked_since_it_was_looked_at_is_no_stranger(start: Start) -> None:
+    child = start(
+        """
+        ends = os.pipe(), socket.socketpair()
+        if os.fork() == 0: time.sleep(600)
+        time.sleep(0.1)
+        """
+    )
+    whole = snapshot.take(child.pid)
+    assert len(whole.processes) == 2
+    before = replace(whole, processes=whole.processes[:1])
+    assert obstacles.obstacles_of(before) == ()
+    forked = whole.processes[1].pid
+    assert snapshot.strangers(before, [forked, os.getpid(), 2**22 + 1]) == [os.getpid()]
+    parted = replace(before, processes=(replace(before.root, stat=procfs.read_stat(forked)),))
+    assert {each.code for each in obstacles.obstacles_of(parted)} == {"pipe_leaves_tree"}
+
+
+def sysv_segment(attached: int) -> Segment:
+    return Segment(7, 1 << 20, 1 << 16, attached)
 
 
 def test_the_other_host_answers_in_the_order_asked(tmp_path: Path) -> None:

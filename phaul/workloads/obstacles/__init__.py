@@ -11,11 +11,16 @@ from phaul.migration.facts import Problem
 from phaul.system import procfs
 from phaul.workloads.obstacles import descriptors, ends, tasks
 from phaul.workloads.obstacles.ends import Holders
-from phaul.workloads.snapshot import TreeSnapshot
+from phaul.workloads.snapshot import TreeSnapshot, strangers
 
 
 def obstacles_of(tree: TreeSnapshot, holders: Holders = procfs.holders_of) -> tuple[Problem, ...]:
     """Say what keeps this tree from going; `holders` finds out who else holds a pipe or a socket."""
+
+    def outside(links: frozenset[str], except_pids: frozenset[int]) -> dict[str, list[int]]:
+        found = {link: strangers(tree, pids) for link, pids in holders(links, except_pids).items()}
+        return {link: pids for link, pids in found.items() if pids}
+
     return (
         *tasks.namespaces(tree),
         *tasks.tracers(tree),
@@ -29,7 +34,7 @@ def obstacles_of(tree: TreeSnapshot, holders: Holders = procfs.holders_of) -> tu
         *ends.terminals(tree),
         *descriptors.descriptors(tree),
         *(problem for process in tree.processes for problem in descriptors.directory_on_lost_mount(process)),
-        *ends.pipes(tree, holders),
+        *ends.pipes(tree, outside),
         *ends.unix_sockets(tree, holders),
-        *ends.shared_sockets(tree, holders),
+        *ends.shared_sockets(tree, outside),
     )

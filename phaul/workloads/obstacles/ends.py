@@ -10,7 +10,7 @@ from phaul.migration.facts import Problem, Severity
 from phaul.system import procfs
 from phaul.workloads.holdings import socket_inodes
 from phaul.workloads.obstacles.words import listed, named, using
-from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot
+from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot, strangers
 
 Holders = Callable[[frozenset[str], frozenset[int]], dict[str, list[int]]]
 
@@ -115,11 +115,16 @@ def unix_sockets(tree: TreeSnapshot, holders: Holders) -> Iterator[Problem]:
     ends: list[str] = []
     journal = False
     for inode, peer in leaving.items():
+        pids = outside.get(f"socket:[{peer}]", [])
+        if pids and not strangers(tree, pids):
+            continue
         process, number = mine[inode]
         name = tree.unix[peer].name if peer in tree.unix else ""
         journal = journal or name.startswith(("/run/systemd/journal/", "/dev/log"))
-        to = " ".join(part for part in (name, f"of {named(outside.get(f'socket:[{peer}]', []))}") if part)
+        to = " ".join(part for part in (name, f"of {named(pids)}") if part)
         ends.append(f"descriptor {number} of {process.name} to {to}")
+    if not ends:
+        return
     yield Problem(
         "unix_socket_leaves_tree",
         f"A Unix socket is connected to a process that would stay on this host: {listed(ends)}.",

@@ -11,12 +11,14 @@ from phaul.system import procfs
 from phaul.workloads.obstacles.words import listed, named
 from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot, differs
 
-OWN_NAMESPACES = {"mnt": "mount", "pid": "PID", "user": "user", "ipc": "IPC", "pid_for_children": "PID (for children)"}
+OWN_NAMESPACES = {"mnt": "mount", "pid": "PID", "user": "user", "pid_for_children": "PID (for children)"}
 # A namespace of its own for the tree as a whole travels, for a part of it does not (criu/namespaces.c, 4.2).
-ONE_FOR_ALL = {"uts": "UTS", "cgroup": "control group", "time": "time"}
+ONE_FOR_ALL = {"uts": "UTS", "ipc": "IPC", "cgroup": "control group", "time": "time"}
 KNOWN_POLICIES = range(6)  # SCHED_OTHER to SCHED_IDLE; criu/cr-restore.c, 4.2: "Inconsistent sched params"
 LOOKS, LOOK_AGAIN_SECONDS = 5, 0.02
 CAP_SYS_RESOURCE = 1 << 24
+ANONYMOUS = ("/dev/zero (deleted)", "/memfd:", "[anon_shmem:")  # shared memory that is no file and no segment
+OWN_IPC = "Start it in an IPC namespace of its own: put `unshare --ipc` before its command."
 
 
 def namespaces(tree: TreeSnapshot) -> Iterator[Problem]:
@@ -34,6 +36,13 @@ def namespaces(tree: TreeSnapshot) -> Iterator[Problem]:
             "network_namespace_shared",
             f"The network namespace of {tree.root.name} has {others} in it as well, which would be left without links.",
             "End them (a shell of `ip netns exec` is one, too), or migrate the tree that holds them all.",
+        )
+    if tree.ipc_neighbours:
+        yield Problem(
+            "ipc_namespace_shared",
+            f"The IPC namespace of {tree.root.name} has {named(list(tree.ipc_neighbours))} in it as well: what they "
+            "share there would part.",
+            "End them, or migrate the tree that holds them all (`unshare --ipc` without `--fork` leaves nobody above).",
         )
     for process in tree.processes:
         found = [words for name, words in OWN_NAMESPACES.items() if differs(process, tree.agent_namespaces, name)]
@@ -184,6 +193,9 @@ def _is_ours(process: ProcessSnapshot, ours: tuple[set[int], set[int]]) -> bool:
 
 def system_v(tree: TreeSnapshot) -> Iterator[Problem]:
     """System V objects: they belong to the host, and CRIU dumps them only with an IPC namespace of their own."""
+    if tree.has_own_ipc:
+        yield from _numbered_alike(tree)
+        return
     users = [p for p in tree.processes if any(mapping.path.startswith("/SYSV") for mapping in p.mappings)]
     if users:
         # check_sysvipc_map_dump in criu/cr-dump.c, 4.2
@@ -191,21 +203,36 @@ def system_v(tree: TreeSnapshot) -> Iterator[Problem]:
             "sysv_shared_memory",
             f"{listed([user.name for user in users])} {'uses' if len(users) == 1 else 'use'} System V shared memory, "
             "which cannot be dumped outside an IPC namespace of its own.",
-            "Configure it for POSIX or anonymous shared memory (PostgreSQL: shared_memory_type = mmap).",
+            f"{OWN_IPC} PostgreSQL always has some, however it is configured.",
         )
     if tree.semaphores:
         yield Problem(
             "sysv_semaphores",
             f"The workload uses System V semaphores (`ipcs -s -i {tree.semaphores[0]}`), which stay on this host.",
-            "Configure it for POSIX semaphores (Apache: Mutex pthread).",
+            f"{OWN_IPC} Or configure it for POSIX semaphores (Apache: Mutex pthread).",
         )
     if tree.message_queues:
         yield Problem(
             "sysv_messages",
             f"The workload uses a System V message queue (`ipcs -q -i {tree.message_queues[0]}`), which stays on this "
             "host.",
-            "Turn off what uses it, or restart the workload on the destination instead.",
+            f"{OWN_IPC} Or turn off what uses it.",
         )
+
+
+def _numbered_alike(tree: TreeSnapshot) -> Iterator[Problem]:
+    """CRIU names both kinds after a number: of a segment its own, of other memory its inode (criu/shmem.c, 4.2)."""
+    numbers = {segment.number for segment in tree.segments}
+    for process in tree.processes:
+        for mapping in process.mappings:
+            if mapping.shared and mapping.path.startswith(ANONYMOUS) and mapping.inode in numbers:
+                yield Problem(
+                    "shared_memory_number",
+                    f"{process.name} has shared memory with the number {mapping.inode}, which a System V segment of "
+                    "it has as well, so that CRIU cannot tell them apart.",
+                    "Restart it: it gets other numbers then.",
+                )
+                return
 
 
 def missing_memory(tree: TreeSnapshot) -> Iterator[Problem]:
