@@ -21,14 +21,18 @@ CRIU_SUITE = "sid"
 CRIU_PACKAGES = ("criu", "libcompel1", "libnet1", "libnet9", "libnl-3-200")
 PACKAGES = (
     "criu",
+    "curl",
     "iproute2",
     "iptables",
     "iputils-ping",
     "nftables",
+    "openssh-server",
     "procps",
     "python3",
     "python3-venv",
+    "python3-websockets",
     "redis-server",
+    "systemd-standalone-sysusers",  # for openssh-server, which would bring all of systemd
 )
 UNPACKED_WITHOUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 

@@ -1,7 +1,7 @@
 """The hosts' image with more programs in it: for tests of what phaul does beside other people's servers.
 
-Called by tests, which skip what needs it where it has not been made (`python -m phaul.lab.tools_image` makes it). The
-usual image stays small, and as it is.
+Called by tests, which skip what needs it where it has not been made (`make examples` makes it). The usual image stays
+small, and as it is.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from pathlib import Path
 
 from phaul.lab import building, image, recipe
 
-# A load balancer, VRRP, and a name server that takes updates, with their own tools.
-PACKAGES = ("haproxy", "keepalived", "bind9", "bind9-dnsutils")
+# A load balancer, VRRP, and a name server that takes updates, with their own tools; a database.
+PACKAGES = ("haproxy", "keepalived", "bind9", "bind9-dnsutils", "postgresql")
 
 # CRIU's libnl-3-200 is of another suite, and these go with it in lock-step.
 BESIDE_CRIU = ("libnl-genl-3-200", "libnl-nf-3-200", "libnl-route-3-200")

@@ -1,7 +1,7 @@
 """Clients of the workloads, as processes on the lab's client: each judges by what it sees on its connections.
 
 `Numbering` exchanges numbered blocks, `Knocking` connects again and again, `RedisLoad` sets and reads values. The
-programs stand in programs/.
+programs stand in programs/. `Typing` is for programs that nobody here wrote: it types to them as a person would.
 """
 
 from __future__ import annotations
@@ -190,3 +190,64 @@ class Knocking(Client):
         told = self.ask("")
         assert told["hanging"] == 0
         return told["served"], told["failures"]
+
+
+class Typing:
+    """A program on the client that is typed to, and what it prints. Killed at the end of the `with`.
+
+    Lines `count N` may come at any time, and must come once each, in order.
+
+    Args:
+        mark: what to type for a line `end-N` to be printed, with {} for N; typed as it is, it is not that line.
+    """
+
+    def __init__(self, client: Host, argv: Sequence[str], mark: str) -> None:
+        self.count = 0
+        self._mark = mark
+        self._asked = 0
+        self._process = client.popen(argv, stdin=subprocess.PIPE, stderr=subprocess.STDOUT)
+        self._lines = Lines(self._process)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lines.close()
+
+    def type(self, line: str) -> None:
+        """Type a line, and wait for nothing."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(line + "\n")
+        self._process.stdin.flush()
+
+    def answer(self, line: str) -> list[str]:
+        """Type a line; give those that it prints."""
+        self._asked += 1
+        self.type(line)
+        self.type(self._mark.format(self._asked))
+        answered: list[str] = []
+        while (said := self._take()) != f"end-{self._asked}":
+            assert said is not None, f"it ended: {answered}"
+            answered += [said] if not said.startswith("count ") else []
+        return answered
+
+    def wait_count(self, number: int) -> None:
+        """Wait until it has counted so far."""
+        while self.count < number:
+            assert self._take() is not None, f"it ended at {self.count}"
+
+    def end(self) -> int:
+        """Wait for its end; give its exit status."""
+        while self._take() is not None:
+            pass
+        return self._process.wait(LINE_SECONDS)
+
+    def _take(self) -> str | None:
+        line = self._lines.next()
+        if line is None:
+            return None
+        line = line.rstrip("\r\n")
+        if line.startswith("count "):
+            assert line == f"count {self.count + 1}", f"{line!r} came after {self.count}"
+            self.count += 1
+        return line

@@ -7,30 +7,32 @@ import pytest
 from phaul.lab.host import Host
 
 from .boxes import Box, on_bridges
+from .clients import Client, Typing
 from .moves import migrate
 from .stage import Stage
 from .witness import wait_until
 
-REDIS_PORT, HTTP_PORT = 6379, 8080
+REDIS_PORT, HTTP_PORT, WEBSOCKET_PORT, SSH_PORT = 6379, 8080, 8765, 2222
 SECONDS = 60.0
 FILE_MIB = 96
-FILE = "/srv/shared/download"
-RATE_BYTES = 16 << 20  # of the download, a second: so that there is a middle
+FILE, DOWNLOADED = "/srv/shared/download", "/tmp/download"
+RATE = "16M"  # of the download, a second: so that there is a middle
+MESSAGES = 100
+CLOSED_IN_PEACE = 1000  # RFC 6455, 7.4.1
 
-# Reads as slowly as it is told; the length and the sum are known to who asks.
-DOWNLOAD = """
-import hashlib, sys, time, urllib.request
-url, rate = sys.argv[1], int(sys.argv[2])
-digest, count, began = hashlib.sha256(), 0, time.monotonic()
-with urllib.request.urlopen(url, timeout=30) as answer:
-    while part := answer.read(1 << 16):
-        if not count:
-            print("begun", flush=True)
-        digest.update(part)
-        count += len(part)
-        time.sleep(max(0.0, began + count / rate - time.monotonic()))
-print(count, digest.hexdigest())
+SSH_PLACE = "/srv/shared/ssh"
+SSHD = f"""HostKey {SSH_PLACE}/host
+AuthorizedKeysFile {SSH_PLACE}/user.pub
+StrictModes no
+UsePAM no
+PidFile none
 """
+KNOWN = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+SSH = ["-F", "none", "-p", str(SSH_PORT), "-i", f"{SSH_PLACE}/user", *KNOWN]
+SSH_FILES = [SSH_PLACE, "/root/.ssh"]
+SHELL = "bash --noprofile --norc --noediting -i"
+COUNT = "i=0; while sleep 0.02; do i=$((i+1)); echo count $i; done &"
+COUNTED = 40
 
 
 @pytest.mark.parametrize("network", ["address", "veth"])
@@ -57,8 +59,8 @@ def test_redis_benchmark(stage: Stage, network: str) -> None:
         box.close()
 
 
-def test_a_long_download(stage: Stage) -> None:
-    """Python's own HTTP server and client: every byte arrives once."""
+def test_a_long_download_by_curl(stage: Stage) -> None:
+    """From Python's own HTTP server: every byte arrives once, over one connection."""
     on_bridges(stage)
     stage.a.exec(["sh", "-c", f"head -c {FILE_MIB << 20} /dev/urandom >{FILE}"])
     try:
@@ -66,26 +68,95 @@ def test_a_long_download(stage: Stage) -> None:
         with Box(stage) as box:
             serve = ["python3", "-m", "http.server", str(HTTP_PORT), "--bind", box.ip4, "--directory", "/srv/shared"]
             pid = box.spawn(*serve)
-            url = f"http://{box.ip4}:{HTTP_PORT}/download"
-            asked = ["python3", "-c", DOWNLOAD, url, str(RATE_BYTES)]
-            wait_until(lambda: reached(stage.client, box.ip4), "the server does not answer")
-            client = stage.client.popen(asked)
-            assert client.stdout is not None
-            assert client.stdout.readline() == "begun\n"
+            wait_until(lambda: connects(stage.client, box.ip4, HTTP_PORT), "the server does not answer")
+            shown = ["--write-out", "%{http_code} %{num_connects} %{size_download}", "--output", DOWNLOADED]
+            asked = ["--silent", "--show-error", "--limit-rate", RATE, *shown, f"http://{box.ip4}:{HTTP_PORT}/download"]
+            client = stage.client.popen(["curl", *asked])
+            here = stage.client.path(DOWNLOADED)
+            wait_until(lambda: here.exists() and here.stat().st_size > FILE_MIB << 16, "the download does not begin")
             assert migrate(stage.a, pid, stage.b.ip4).report["connections"] >= 2
             assert client.poll() is None, "it was over before the migration was"
             out, err = client.communicate(timeout=SECONDS)
-            assert out.split() == [str(FILE_MIB << 20), expected], (out, err)
+            assert (client.returncode, out) == (0, f"200 1 {FILE_MIB << 20}"), (out, err)
+            assert stage.client.exec(["sha256sum", DOWNLOADED]).stdout.split()[0] == expected
     finally:
         stage.a.exec(["rm", "-f", FILE])
+        stage.client.exec(["rm", "-f", DOWNLOADED])
+
+
+def test_a_websocket(stage: Stage) -> None:
+    """Messages of both ends, by the library `websockets`: none is lost or comes twice, and both close in peace."""
+    on_bridges(stage)
+    address = stage.add_address(stage.ip4, device="br0")
+    pid = stage.spawn(["python3", "-m", "witness.websocket", "server", address, str(WEBSOCKET_PORT)])
+    stage.wait_listening(stage.a, WEBSOCKET_PORT)
+    with Client(stage.client, ["websocket", "client", address, str(WEBSOCKET_PORT)], "connected") as client:
+        wait_messages(client, MESSAGES)
+        assert migrate(stage.a, pid, stage.b.ip4, "auto").report["connections"] == 2
+        wait_messages(client, client.ask("report")["push"] + MESSAGES)
+        closed = client.ask("")
+        assert closed["error"] == ""
+        assert closed["code"] == CLOSED_IN_PEACE
+    assert stage.b.running(pid)
+
+
+def test_an_ssh_session(stage: Stage) -> None:
+    """OpenSSH with a terminal; the shell in it counts in the background, and is typed to before and after."""
+    on_bridges(stage)
+    address = stage.add_address(stage.ip4, device="br0")
+    try:
+        pid = start_sshd(stage, address)
+        with Typing(stage.client, ["ssh", "-tt", *SSH, f"root@{address}", SHELL], "echo end-$(({}))") as shell:
+            shell.type("stty -echo; PS1=")
+            shell.answer(COUNT)
+            terminal = shell.answer("tty; stty size; echo $$")
+            shell.wait_count(COUNTED)
+            assert migrate(stage.a, pid, stage.b.ip4, "auto").report["connections"] >= 2
+            shell.wait_count(shell.count + COUNTED)
+            assert shell.answer("tty; stty size; echo $$") == terminal
+            assert shell.answer("hostname") == [stage.b.name]
+            shell.type("kill %1; wait; exit 7")
+            assert shell.end() == 7
+            # Who comes now is served as well.
+            asked = ["ssh", *SSH, f"root@{address}", "hostname"]
+            assert stage.client.exec(asked).stdout.strip() == stage.b.name
+    finally:
+        stage.clear_workloads()
+        for host in (stage.a, stage.b, stage.client):
+            host.exec(["rm", "-rf", *SSH_FILES], check=False)
+
+
+def start_sshd(stage: Stage, address: str) -> int:
+    """A server of its own, with a key and a port of its own; give its PID."""
+    stage.a.exec(["mkdir", "-p", SSH_PLACE])
+    for name in ("host", "user"):
+        stage.a.exec(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{SSH_PLACE}/{name}"])
+    settings = f"Port {SSH_PORT}\nListenAddress {address}\n{SSHD}"
+    stage.a.path(f"{SSH_PLACE}/config").write_text(settings)
+    for host in (stage.a, stage.b):
+        host.exec(["mkdir", "-p", "/run/sshd"])
+    pid = stage.spawn(["/usr/sbin/sshd", "-D", "-e", "-f", f"{SSH_PLACE}/config"])
+    stage.wait_listening(stage.a, SSH_PORT)
+    return pid
+
+
+def wait_messages(client: Client, count: int) -> None:
+    """Wait until so many have come from the server, and as many answers have come since as at the time of asking."""
+
+    def enough() -> bool:
+        told = client.ask("report")
+        assert told["error"] == "", told
+        return bool(told["push"] >= count and told["answer"] >= count // 4)
+
+    wait_until(enough, "the messages do not flow", SECONDS)
 
 
 def pinged(client: Host, address: str) -> bool:
     return "PONG" in client.exec(["redis-cli", "-h", address, "ping"], check=False).stdout
 
 
-def reached(client: Host, address: str) -> bool:
-    probe = f"import socket; socket.create_connection(({address!r}, {HTTP_PORT}), 2).close()"
+def connects(client: Host, address: str, port: int) -> bool:
+    probe = f"import socket; socket.create_connection(({address!r}, {port}), 2).close()"
     return client.exec(["python3", "-c", probe], check=False).returncode == 0
 
 

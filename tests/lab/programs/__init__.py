@@ -1,1 +1,2 @@
-"""Programs of the tests that run inside the lab's hosts, as `python3 -m witness.NAME`; the standard library only."""
+"""Programs of the tests that run inside the lab's hosts, as `python3 -m witness.NAME`; the standard library only,
+and `websockets`."""
