@@ -9,6 +9,7 @@ asynchronous callers go through a thread. A process that is gone or not ours rai
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import stat
@@ -179,7 +180,12 @@ def parse_mounts(text: str) -> dict[int, MountEntry]:
 
 def read_mounts(pid: int) -> dict[int, MountEntry]:
     """Read the mounts of a process's mount namespace that it can reach from its root, by mount ID."""
-    return parse_mounts((PROC / str(pid) / "mountinfo").read_text(errors="surrogateescape"))
+    try:
+        return parse_mounts((PROC / str(pid) / "mountinfo").read_text(errors="surrogateescape"))
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # it has ended: mounts_open_common, fs/proc_namespace.c
+            raise ProcessLookupError(error.errno, error.strerror, error.filename) from error
+        raise
 
 
 def terminal_device(number: int) -> tuple[int, int]:

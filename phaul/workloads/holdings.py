@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from enum import Enum
 from ipaddress import ip_address
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem, WorkloadFacts
 from phaul.system import files, watches
@@ -72,6 +72,8 @@ def files_of(tree: TreeSnapshot) -> tuple[tuple[FileFacts, ...], tuple[Problem, 
             look = looks.setdefault(path, files.look_at(path))
             fate = _judge_path(held, look)
             if isinstance(fate, Problem):
+                if _has_let_go(held):
+                    continue
                 problems[path] = fate
             if fate is not Fate.NEEDED:
                 continue
@@ -224,6 +226,14 @@ def _judge_path(held: Held, look: files.FileLook) -> Fate | Problem:
             "Let the process open the file again (a restart or a log rotation signal does), then migrate again.",
         )
     return Fate.NEEDED
+
+
+def _has_let_go(held: Held) -> bool:
+    """Whether the number of a descriptor has become that of another file since it was looked at, or of none."""
+    try:
+        return held.use is FileUse.OPEN and str(Path(held.proc_path).readlink()) != held.path
+    except OSError:
+        return True
 
 
 def _is_covered(held: Held) -> bool:

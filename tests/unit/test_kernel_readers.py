@@ -85,6 +85,18 @@ def test_locks_of_others_are_seen(tmp_path: Path) -> None:
         assert files.is_locked(path)
 
 
+def test_what_has_ended_and_is_not_reaped_has_no_mounts() -> None:
+    pid = os.fork()
+    if pid == 0:
+        os._exit(0)
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        with pytest.raises(ProcessLookupError):
+            procfs.read_mounts(pid)
+    finally:
+        os.waitpid(pid, 0)
+
+
 def test_contents_are_told_apart(tmp_path: Path) -> None:
     one, other = tmp_path / "one", tmp_path / "other"
     one.write_text("1111")

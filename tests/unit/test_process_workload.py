@@ -351,6 +351,17 @@ def test_what_a_server_has_forked_since_it_was_looked_at_is_no_stranger(start: S
     assert {each.code for each in obstacles.obstacles_of(parted)} == {"pipe_leaves_tree"}
 
 
+def test_a_descriptor_that_became_another_since_it_was_looked_at_says_nothing(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "before").touch()
+    child = start("now = open('now', 'w')")
+    whole = snapshot.take(child.pid)
+    (now,) = (each for each in whole.root.descriptors if each.link == str(tmp_path / "now"))
+    before = replace(now, link=str(tmp_path / "before"))
+    tree = replace(whole, processes=(replace(whole.root, descriptors=(before,)),))
+    needed, problems = holdings.files_of(tree)
+    assert problems == () and before.link not in [each.path for each in needed]
+
+
 def sysv_segment(attached: int) -> Segment:
     return Segment(7, 1 << 20, 1 << 16, attached)
 
