@@ -94,9 +94,9 @@ fuzz: setup ## 10 minutes of hostile input for each of seven surfaces (FUZZ_SECO
 	@$(PYTHON) -m pip install --quiet --quiet --root-user-action ignore --group fuzz </dev/null || true
 	@$(PYTHON) -m tests.fuzz
 
-examples: setup ## PostgreSQL under pgbench, and docs/hooks beside HAProxy, keepalived and BIND, in an image that has them
+examples: setup ## PostgreSQL, OpenSSH, and docs/hooks beside HAProxy, keepalived and BIND, in an image that has them
 	@$(PYTHON) -m phaul.lab.tools_image
-	@.venv/bin/pytest tests/lab/test_postgresql.py tests/lab/test_hook_examples.py
+	@.venv/bin/pytest tests/lab/test_real_servers.py tests/lab/test_hook_examples.py
 
 demo: setup image ## move a running server between two hosts, and watch
 	@.venv/bin/phaul demo

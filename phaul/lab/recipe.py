@@ -26,13 +26,11 @@ PACKAGES = (
     "iptables",
     "iputils-ping",
     "nftables",
-    "openssh-server",
     "procps",
     "python3",
     "python3-venv",
     "python3-websockets",
     "redis-server",
-    "systemd-standalone-sysusers",  # for openssh-server, which would bring all of systemd
 )
 UNPACKED_WITHOUT = ("/usr/share/man/*", "/usr/share/doc/*", "/usr/share/locale/*", "/usr/share/info/*")
 

@@ -12,8 +12,12 @@ from pathlib import Path
 
 from phaul.lab import building, image, recipe
 
-# A load balancer, VRRP, and a name server that takes updates, with their own tools; a database.
-PACKAGES = ("haproxy", "keepalived", "bind9", "bind9-dnsutils", "postgresql")
+# A load balancer, VRRP, and a name server that takes updates, with their own tools; a database; an SSH server, which
+# would bring all of systemd.
+PACKAGES = (
+    *("haproxy", "keepalived", "bind9", "bind9-dnsutils"),
+    *("postgresql", "openssh-server", "systemd-standalone-sysusers"),
+)
 
 # CRIU's libnl-3-200 is of another suite, and these go with it in lock-step.
 BESIDE_CRIU = ("libnl-genl-3-200", "libnl-nf-3-200", "libnl-route-3-200")

@@ -62,7 +62,8 @@ class Verification:
             if await self._host.workload.differs(tree, block, content):
                 raise TransferError(
                     f"the memory was damaged on its way: {block.name} on the destination differs from the source",
-                    hint="Nothing of it was used. If it happens again, test the memory and network of both hosts.",
+                    hint="Nothing of it was used: migrate again. CRIU itself now and then does this to a busy workload "
+                    "of many processes. If it always happens, test the memory and network of both hosts.",
                 )
 
     async def end(self) -> None:

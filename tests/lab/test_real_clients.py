@@ -7,32 +7,18 @@ import pytest
 from phaul.lab.host import Host
 
 from .boxes import Box, on_bridges
-from .clients import Client, Typing
+from .clients import Client
 from .moves import migrate
 from .stage import Stage
 from .witness import wait_until
 
-REDIS_PORT, HTTP_PORT, WEBSOCKET_PORT, SSH_PORT = 6379, 8080, 8765, 2222
+REDIS_PORT, HTTP_PORT, WEBSOCKET_PORT = 6379, 8080, 8765
 SECONDS = 60.0
 FILE_MIB = 96
 FILE, DOWNLOADED = "/srv/shared/download", "/tmp/download"
 RATE = "16M"  # of the download, a second: so that there is a middle
 MESSAGES = 100
 CLOSED_IN_PEACE = 1000  # RFC 6455, 7.4.1
-
-SSH_PLACE = "/srv/shared/ssh"
-SSHD = f"""HostKey {SSH_PLACE}/host
-AuthorizedKeysFile {SSH_PLACE}/user.pub
-StrictModes no
-UsePAM no
-PidFile none
-"""
-KNOWN = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
-SSH = ["-F", "none", "-p", str(SSH_PORT), "-i", f"{SSH_PLACE}/user", *KNOWN]
-SSH_FILES = [SSH_PLACE, "/root/.ssh"]
-SHELL = "bash --noprofile --norc --noediting -i"
-COUNT = "i=0; while sleep 0.02; do i=$((i+1)); echo count $i; done &"
-COUNTED = 40
 
 
 @pytest.mark.parametrize("network", ["address", "veth"])
@@ -98,46 +84,6 @@ def test_a_websocket(stage: Stage) -> None:
         assert closed["error"] == ""
         assert closed["code"] == CLOSED_IN_PEACE
     assert stage.b.running(pid)
-
-
-def test_an_ssh_session(stage: Stage) -> None:
-    """OpenSSH with a terminal; the shell in it counts in the background, and is typed to before and after."""
-    on_bridges(stage)
-    address = stage.add_address(stage.ip4, device="br0")
-    try:
-        pid = start_sshd(stage, address)
-        with Typing(stage.client, ["ssh", "-tt", *SSH, f"root@{address}", SHELL], "echo end-$(({}))") as shell:
-            shell.type("stty -echo; PS1=")
-            shell.answer(COUNT)
-            terminal = shell.answer("tty; stty size; echo $$")
-            shell.wait_count(COUNTED)
-            assert migrate(stage.a, pid, stage.b.ip4, "auto").report["connections"] >= 2
-            shell.wait_count(shell.count + COUNTED)
-            assert shell.answer("tty; stty size; echo $$") == terminal
-            assert shell.answer("hostname") == [stage.b.name]
-            shell.type("kill %1; wait; exit 7")
-            assert shell.end() == 7
-            # Who comes now is served as well.
-            asked = ["ssh", *SSH, f"root@{address}", "hostname"]
-            assert stage.client.exec(asked).stdout.strip() == stage.b.name
-    finally:
-        stage.clear_workloads()
-        for host in (stage.a, stage.b, stage.client):
-            host.exec(["rm", "-rf", *SSH_FILES], check=False)
-
-
-def start_sshd(stage: Stage, address: str) -> int:
-    """A server of its own, with a key and a port of its own; give its PID."""
-    stage.a.exec(["mkdir", "-p", SSH_PLACE])
-    for name in ("host", "user"):
-        stage.a.exec(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{SSH_PLACE}/{name}"])
-    settings = f"Port {SSH_PORT}\nListenAddress {address}\n{SSHD}"
-    stage.a.path(f"{SSH_PLACE}/config").write_text(settings)
-    for host in (stage.a, stage.b):
-        host.exec(["mkdir", "-p", "/run/sshd"])
-    pid = stage.spawn(["/usr/sbin/sshd", "-D", "-e", "-f", f"{SSH_PLACE}/config"])
-    stage.wait_listening(stage.a, SSH_PORT)
-    return pid
 
 
 def wait_messages(client: Client, count: int) -> None:

@@ -1,6 +1,6 @@
-"""PostgreSQL with pgbench and psql as its clients, and a migration in the middle.
+"""PostgreSQL with pgbench and psql as its clients, OpenSSH with ssh, and a migration in the middle.
 
-It is in the image with more programs: `make examples` makes that, and runs this.
+They are in the image with more programs: `make examples` makes that, and runs this.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from phaul.workloads.obstacles.tasks import CAP_SYS_RESOURCE
 from .boxes import on_bridges
 from .clients import Typing
 from .conftest import unique_name
-from .moves import migrate
+from .moves import Move, migrate
 from .programs.not_root import USER
 from .stage import WORKLOAD_LOG, Stage
 from .witness import wait_until
@@ -29,11 +29,27 @@ IMAGE = tools_image.find()
 PORT = 5432
 DATA = "/srv/shared/postgresql"
 SOCKETS = "/run/postgresql"
+ATTEMPTS = 3
 CLIENTS, SCALE = 8, 5
 SECONDS = 12  # of pgbench; the migration begins when a few thousand transactions are done
 END_SECONDS = 60.0
 SOON_SECONDS = 30.0
 SETTINGS = ["dynamic_shared_memory_type=sysv", "shared_buffers=64MB", "autovacuum_naptime=1s"]
+
+SSH_PORT = 2222
+SSH_PLACE = "/srv/shared/ssh"
+SSHD = f"""HostKey {SSH_PLACE}/host
+AuthorizedKeysFile {SSH_PLACE}/user.pub
+StrictModes no
+UsePAM no
+PidFile none
+"""
+KNOWN = ["-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"]
+SSH = ["-F", "none", "-p", str(SSH_PORT), "-i", f"{SSH_PLACE}/user", *KNOWN]
+SSH_FILES = [SSH_PLACE, "/root/.ssh"]
+SHELL = "bash --noprofile --norc --noediting -i"
+COUNT = "i=0; while sleep 0.02; do i=$((i+1)); echo count $i; done &"
+COUNTED = 40
 
 # What pgbench's transactions leave: the same sum in four places, and a line for each.
 SUMS = """SELECT (SELECT sum(abalance) FROM pgbench_accounts), (SELECT sum(bbalance) FROM pgbench_branches),
@@ -46,8 +62,8 @@ pytestmark = pytest.mark.skipif(IMAGE is None, reason="the image with more progr
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """A lab whose hosts have PostgreSQL."""
-    with Lab.up(unique_name("postgresql"), image_directory=IMAGE) as up:
+    """A lab whose hosts have these programs."""
+    with Lab.up(unique_name("servers"), image_directory=IMAGE) as up:
         yield up
 
 
@@ -107,6 +123,21 @@ def server(stage: Stage) -> Iterator[Server]:
         stage.a.exec(["rm", "-rf", DATA])
 
 
+def moved(stage: Stage, pid: int) -> Move:
+    """Migrate; again where CRIU's own code was in a page as it went by, which phaul finds before it is of any harm.
+
+    CRIU sends pages without copying them, and writes a system call into one of each process before they have left (4.2,
+    compel/src/lib/infect.c: compel_execute_syscall). Seen in one of some forty moves of two dozen processes.
+    """
+    for _ in range(ATTEMPTS):
+        move = migrate(stage.a, pid, stage.b.ip4, "auto")
+        if move.status == 0:
+            break
+        assert (move.error["code"], move.error["where"]) == ("TransferError", "source"), move.told()
+        assert stage.a.running(pid)
+    return move
+
+
 def may_dump_other_users(host: Host) -> bool:
     """Whether root has CAP_SYS_RESOURCE on this machine."""
     capabilities = re.search(r"(?m)^CapEff:\s*(\w+)$", host.path(f"/proc/{host.agent_pid}/status").read_text())
@@ -125,8 +156,7 @@ def test_pgbench(stage: Stage, server: Server) -> None:
     load = server.pgbench("-n", "-c", str(CLIENTS), "-j", "2", "-T", str(SECONDS), "--failures-detailed")
     bench = stage.client.popen(load)
     wait_until(lambda: int(server.ask("SELECT count(*) FROM pgbench_history")) > 500, "it does not begin", SOON_SECONDS)
-    move = migrate(stage.a, server.pid, stage.b.ip4, "auto")
-    assert move.report["connections"] > CLIENTS
+    assert moved(stage, server.pid).report["connections"] > CLIENTS
     assert bench.poll() is None, "it was over before the migration was"
     out, err = bench.communicate(timeout=END_SECONDS)
     assert bench.returncode == 0, (out, err)
@@ -150,7 +180,7 @@ def test_a_session_of_psql(stage: Stage, server: Server) -> None:
         session.answer("SELECT pg_advisory_lock(4711);")
         session.answer("BEGIN; UPDATE pgbench_branches SET bbalance = 42 WHERE bid = 1;")
         (backend,) = session.answer("SELECT pg_backend_pid();")
-        migrate(stage.a, server.pid, stage.b.ip4, "auto").report  # noqa: B018 # it must have gone well
+        assert moved(stage, server.pid).report["connections"] > 1
         assert session.answer("EXECUTE sum_to(100);") == ["5050"]
         assert session.answer("SELECT pg_backend_pid();") == [backend]
         assert session.answer("SHOW application_name;") == ["stays"]
@@ -161,3 +191,43 @@ def test_a_session_of_psql(stage: Stage, server: Server) -> None:
         session.type("SELECT count(*) FROM mine;")
         session.type(r"\q")
         assert session.end() == 0
+
+
+def test_an_ssh_session(stage: Stage) -> None:
+    """OpenSSH with a terminal; the shell in it counts in the background, and is typed to before and after."""
+    on_bridges(stage)
+    address = stage.add_address(stage.ip4, device="br0")
+    try:
+        pid = start_sshd(stage, address)
+        with Typing(stage.client, ["ssh", "-tt", *SSH, f"root@{address}", SHELL], "echo end-$(({}))") as shell:
+            shell.type("stty -echo; PS1=")
+            shell.answer(COUNT)
+            terminal = shell.answer("tty; stty size; echo $$")
+            shell.wait_count(COUNTED)
+            assert moved(stage, pid).report["connections"] >= 2
+            shell.wait_count(shell.count + COUNTED)
+            assert shell.answer("tty; stty size; echo $$") == terminal
+            assert shell.answer("hostname") == [stage.b.name]
+            shell.type("kill %1; wait; exit 7")
+            assert shell.end() == 7
+            # Who comes now is served as well.
+            asked = ["ssh", *SSH, f"root@{address}", "hostname"]
+            assert stage.client.exec(asked).stdout.strip() == stage.b.name
+    finally:
+        stage.clear_workloads()
+        for host in (stage.a, stage.b, stage.client):
+            host.exec(["rm", "-rf", *SSH_FILES], check=False)
+
+
+def start_sshd(stage: Stage, address: str) -> int:
+    """A server of its own, with a key and a port of its own; give its PID."""
+    stage.a.exec(["mkdir", "-p", SSH_PLACE])
+    for name in ("host", "user"):
+        stage.a.exec(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", f"{SSH_PLACE}/{name}"])
+    settings = f"Port {SSH_PORT}\nListenAddress {address}\n{SSHD}"
+    stage.a.path(f"{SSH_PLACE}/config").write_text(settings)
+    for host in (stage.a, stage.b):
+        host.exec(["mkdir", "-p", "/run/sshd"])
+    pid = stage.spawn(["/usr/sbin/sshd", "-D", "-e", "-f", f"{SSH_PLACE}/config"])
+    stage.wait_listening(stage.a, SSH_PORT)
+    return pid
