@@ -122,10 +122,13 @@ async def _claims_on(device: str, texts: Sequence[str]) -> list[ClaimFacts]:
             else:
                 sockets[0].send(neighbour_solicitation(mac, address))
         listening = [asyncio.create_task(_listen(each, found)) for each in sockets]
-        _, pending = await asyncio.wait(listening, timeout=LISTEN_SECONDS)
-        for task in pending:
-            task.cancel()
-        await asyncio.wait(listening)
+        try:
+            await asyncio.wait(listening, timeout=LISTEN_SECONDS)
+        finally:
+            # Also where the question is given up: the loop would watch the descriptors' numbers when they are others'.
+            for task in listening:
+                task.cancel()
+            await asyncio.gather(*listening, return_exceptions=True)
     except OSError as error:
         log.warning("claims.not_asked", device=device, reason=error.strerror)
     finally:

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
+import socket
+from collections.abc import Callable, Iterator
+
+import pytest
 
 from phaul.migration.address_rules import claim_problems
-from phaul.migration.facts import ClaimFacts, HostFacts, LinkFacts, NetworkFacts, WorkloadFacts
+from phaul.migration.facts import AddressFacts, ClaimFacts, HostFacts, LinkFacts, NetworkFacts, WorkloadFacts
+from phaul.network import claims as claims_module
 from phaul.network.claims import arp_probe, neighbour_solicitation, read_claim
-from phaul.network.neighbours import ARP_REPLY, gratuitous_arp, neighbour_advertisement
+from phaul.network.neighbours import ARP_REPLY, ARPHRD_ETHER, gratuitous_arp, neighbour_advertisement
 
 MAC = bytes.fromhex("525400770001")
 FOUR, SIX = ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv6Address("2001:db8::12:3456")
@@ -33,6 +39,43 @@ def test_the_answers() -> None:
     assert read_claim(neighbour_solicitation(MAC, SIX)) is None
     for length in range(78):  # its option is not needed
         assert read_claim(neighbour_advertisement(MAC, SIX)[:length]) is None
+
+
+class Device(socket.socket):
+    """An end of a pair that passes for a packet socket: nothing ever comes."""
+
+    def getsockname(self) -> tuple[str, int, int, int, bytes]:
+        return "eth0", 0, 0, ARPHRD_ETHER, MAC
+
+
+@pytest.fixture
+def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], asyncio.Task[object]]]:
+    """Ask over such devices."""
+    others: list[socket.socket] = []
+
+    def opened(_device: str, _kind: int) -> socket.socket:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        others.append(theirs)
+        ours.setblocking(False)
+        return Device(fileno=ours.detach())
+
+    monkeypatch.setattr(claims_module, "_open", opened)
+    yield lambda: asyncio.create_task(claims_module.claims([AddressFacts(str(FOUR), 24, "eth0")]))
+    for each in others:
+        each.close()
+
+
+@pytest.mark.parametrize("given_up", [True, False])
+async def test_nothing_is_left_of_a_question(ask: Callable[[], asyncio.Task[object]], given_up: bool) -> None:
+    """A question whose asker died left descriptors in the loop: sockets of their numbers were never heard again."""
+    watched = set(asyncio.get_running_loop()._selector.get_map())  # type: ignore[attr-defined]
+    asking = ask()
+    await asyncio.sleep(claims_module.LISTEN_SECONDS / 4)
+    if given_up:
+        asking.cancel()
+    await asyncio.wait([asking])
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+    assert set(asyncio.get_running_loop()._selector.get_map()) == watched  # type: ignore[attr-defined]
 
 
 def test_only_a_stranger_is_a_duplicate() -> None:
