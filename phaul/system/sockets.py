@@ -79,23 +79,25 @@ def parse_address(text: str) -> tuple[str, int]:
     return str(address), int(port, 16)
 
 
-def parse_table(text: str, protocol: str, *, nobodys: bool = False) -> tuple[InternetSocket, ...]:
+def parse_table(text: str, protocol: str, *, unaccepted: bool = False) -> tuple[InternetSocket, ...]:
     """Read ``tcp``, ``tcp6``, ``udp`` or ``udp6`` of ``/proc/PID/net``.
 
-    Entries without an inode belong to nobody; with `nobodys` they are given, and no others.
+    Entries without an inode belong to nobody; with `unaccepted` the connections among them are given, and no others.
     """
     found: list[InternetSocket] = []
     for line in text.splitlines()[1:]:
         fields = line.split()
         inode = int(fields[9])
-        if (inode == 0) != nobodys:
+        state = TCP_STATES.get(int(fields[3], 16), "unknown")
+        # Not to be read on: a busy server has tens of thousands of nobody's in TIME_WAIT.
+        if (state not in UNACCEPTED_STATES or inode) if unaccepted else not inode:
             continue
         local_address, local_port = parse_address(fields[1])
         remote_address, remote_port = parse_address(fields[2])
         found.append(
             InternetSocket(
                 protocol=protocol,
-                state=TCP_STATES.get(int(fields[3], 16), "unknown"),
+                state=state,
                 local_address=local_address,
                 local_port=local_port,
                 remote_address=remote_address,
@@ -132,7 +134,7 @@ def unaccepted_sockets(pid: int) -> tuple[InternetSocket, ...]:
             text = Path(f"/proc/{pid}/net/{name}").read_text()
         except FileNotFoundError:  # a kernel without IPv6
             continue
-        found += (each for each in parse_table(text, "tcp", nobodys=True) if each.state in UNACCEPTED_STATES)
+        found += parse_table(text, "tcp", unaccepted=True)
     return tuple(found)
 
 

@@ -45,6 +45,10 @@ class Lines:
         """Give the next line; None after the last one. Raises `queue.Empty` when none comes in time."""
         return self._lines.get(timeout=timeout_seconds)
 
+    def empty(self) -> bool:
+        """Whether nothing has been printed since."""
+        return self._lines.empty()
+
     def _read(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
