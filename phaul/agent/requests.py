@@ -226,7 +226,7 @@ def _network(found: NetworkFacts) -> None:
     if odd := oddity(found):
         raise UsageError(f"a network with {odd} cannot be")
     for link in found.links:
-        for address in link.addresses:
+        for address in (*link.addresses, *link.link_local):
             _short("an address", address, LONGEST_ADDRESS)
             try:
                 ip_interface(address)

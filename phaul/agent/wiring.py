@@ -31,6 +31,7 @@ from phaul.migration.host import Host
 from phaul.migration.interfaces import Engine
 from phaul.migration.network_identity import NetworkIdentity
 from phaul.migration.policy import Belonging
+from phaul.network import ipvlan
 from phaul.network.identity import HostNetwork
 from phaul.network.own_links import HostOwnNetworks
 from phaul.network.own_network import host_links
@@ -98,7 +99,10 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
     """Give the function that says what this host is and can do."""
 
     async def facts() -> HostFacts:
-        known, addresses, links = await asyncio.gather(engine.describe(), network.addresses(), host_links())
+        known, addresses, links, has_ipvlan = await asyncio.gather(
+            engine.describe(), network.addresses(), host_links(), ipvlan.is_known()
+        )
+        own = [*(["huge_tmpfs"] if has_huge_tmpfs() else []), *([ipvlan.KIND] if has_ipvlan else [])]
         return dataclasses.replace(
             known,
             host_name=socket.gethostname(),
@@ -106,7 +110,7 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
             kernel_release=os.uname().release,
             architecture=platform.machine(),
             page_size_bytes=page_size_bytes(),
-            features=tuple(sorted({*known.features, *(["huge_tmpfs"] if has_huge_tmpfs() else [])})),
+            features=tuple(sorted({*known.features, *own})),
             memory_available_bytes=available_bytes(),
             addresses=addresses,
             devices=tuple(each.name for each in links),
@@ -114,6 +118,7 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
             macs=tuple(dict.fromkeys(each.mac for each in links if each.mac)),
             network_names=tuple(sorted(network_names())),
             device_numbers=tuple(each.index for each in links),
+            device_mtus=tuple(each.mtu for each in links),
             **kernel_facts(),
         )
 

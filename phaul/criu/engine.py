@@ -24,6 +24,7 @@ from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.rpc.criu import rpc_pb2
 from phaul.system.memory import page_size_bytes
+from phaul.system.namespaces import CLONE_NEWNET
 
 # CRIU's levels: 1 error, 2 warning, 3 info, 4 debug. The first errors are what `criu.log` needs; 4 costs frozen time.
 LOG_LEVEL = 2
@@ -100,6 +101,7 @@ class CriuEngine:
                 ps=rpc_pb2.PageServer(fd=request.page_channel_fd),
                 network_lock=rpc_pb2.SKIP if request.fenced or request.new_addresses else _network_lock(features),
                 parent_img=_beside(request.images, request.parent),
+                empty_ns=CLONE_NEWNET if request.empty_network else None,
                 track_mem=request.parent is not None,  # or all is sent again (criu/mem.c: __page_in_parent)
             )
             gate = CriuDump(
@@ -136,6 +138,7 @@ class CriuEngine:
                 link_remap=True,  # how the network was locked, CRIU reads from the images
                 lazy_pages=request.lazy,
                 external=request.external,
+                empty_ns=CLONE_NEWNET if request.empty_network else None,
             )
             logs = self.logs(request.migration_id)
 
@@ -151,6 +154,8 @@ class CriuEngine:
                 loader_lives,
                 request.setting_up,
                 request.guard,
+                # CRIU locks the network that it leaves empty between these two (4.2.1, criu/cr-restore.c).
+                "post-setup-namespaces" if request.empty_network else "setup-namespaces",
             )
             async with gate:
                 yield gate

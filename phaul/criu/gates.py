@@ -233,9 +233,10 @@ class CriuRestore(_Held):
         loader_lives: Callable[[], bool] = lambda: True,
         setting_up: Callable[[int], Awaitable[None]] | None = None,
         guard: Guard | None = None,
+        setting_up_at: str = "setup-namespaces",
     ) -> None:
         super().__init__(criu, request, fds, logs, RESTORE_LOG)
-        self._setting_up = setting_up
+        self._setting_up, self._setting_up_at = setting_up, setting_up_at
         self._root_pid = root_pid
         self._loader_lives = loader_lives
         self._guard = guard
@@ -252,7 +253,7 @@ class CriuRestore(_Held):
         async def on_stage(stage: str, pid: int) -> None:
             if stage == "post-restore" and pid:
                 self._root_pid = pid
-            elif stage == "setup-namespaces" and self._setting_up is not None:
+            elif stage == self._setting_up_at and self._setting_up is not None:
                 await self._setting_up(pid or self._root_pid)
 
         started_us = _now_us()

@@ -6,6 +6,7 @@ Used by `lab.fakes` and by the crash model.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from phaul.lab.fake_machine import FakeMachine
 from phaul.migration.facts import LinkFacts, NetworkFacts, SettingFacts
@@ -30,6 +31,19 @@ class FakeOwnNetworks:
         """Lift it."""
         self._machine.act("own_networks.unfence")
         self._machine.link_fences.pop(migration_id, None)
+
+    async def require(self, links: Sequence[LinkFacts]) -> None:
+        """All can be made."""
+        self._machine.act("own_networks.require")
+
+    async def save(self, migration_id: str, root_pid: int, images: Path) -> None:
+        """Note it."""
+        self._machine.act("own_networks.save")
+
+    async def make(self, root_pid: int, network: NetworkFacts, images: Path) -> tuple[str, ...]:
+        """All settings are taken."""
+        self._machine.act("own_networks.make")
+        return ()
 
     async def fill(self, root_pid: int, settings: Sequence[SettingFacts]) -> tuple[str, ...]:
         """All are taken."""

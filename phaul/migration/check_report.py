@@ -40,6 +40,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "address_of_own_network", "link_kind", "link_not_on_host", "link_without_bridge", "bridge_with_vlans",
         "bridge_missing", "mac_taken", "network_name_taken", "link_number_taken",
         "new_mac_host_network", "new_mac_device",
+        "ipvlan_missing", "link_mtu", "link_local_in_use",
     ),
     "The hosts": (
         "agents_address_moves", "criu_missing", "criu_too_old", "criu_unusable", "criu_older", "phaul_version",

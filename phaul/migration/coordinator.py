@@ -20,7 +20,7 @@ from phaul.errors import (
     SwitchoverError,
     UnreachableError,
 )
-from phaul.migration import lazy, new_identity, preflight
+from phaul.migration import lazy, new_identity, own_network, preflight
 from phaul.migration.account import account, started
 from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import Allowed, check, every_workload
@@ -264,6 +264,7 @@ class Coordinator:
             await self._journal.write(Mark.FREEZING)
             if self._rounds:
                 await self._rounds.full_speed()
+            await self._wire.save(self._images)
             # The kernel gives up a half-made connection whose SYN-ACK is held back (net/ipv4/inet_connection_sock.c,
             # reqsk_timer_handler): behind the fence it may not be seen any more.
             self._unaccepted = await self._host.workload.unaccepted(facts)
@@ -286,6 +287,7 @@ class Coordinator:
             new_addresses=tuple((each.old, each.new) for each in self._request.new_addresses),
             new_macs=tuple(self._macs.items()),
             host_name=self._request.host_name,
+            empty_network=own_network.is_left_out(facts.network),
         )
         # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
         self._undo.add("the workload's running on", self._keeper.run_again)

@@ -236,6 +236,7 @@ class Arrival:
                 external=self._wire.external,
                 setting_up=self._set_up,
                 guard=self._guard,
+                empty_network=self._wire.empty_network,
             )
         )
         self._held = await gate.__aenter__()
@@ -243,7 +244,7 @@ class Arrival:
         return self._held
 
     async def _set_up(self, root_pid: int) -> None:
-        await self._wire.set_up(root_pid)
+        await self._wire.set_up(root_pid, self.images)
         await self.hooks.set_up()
 
     async def _kill_copy(self) -> None:

@@ -25,6 +25,7 @@ class DumpRequest:
     new_addresses: tuple[tuple[str, str], ...] = ()  # (old, new); with any, TCP connections are not kept
     new_macs: tuple[tuple[str, str], ...] = ()  # (device, MAC), of the copy; the tree itself keeps what it has
     host_name: str = ""  # of the copy; "" for that of the tree
+    empty_network: bool = False  # leave out what the workload's own network namespace holds: it is carried otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +62,7 @@ class RestoreRequest:
     # Awaited once the copy's namespaces are there, with its root's PID; what it raises ends the restore.
     setting_up: Callable[[int], Awaitable[None]] | None = None
     guard: Guard | None = None
+    empty_network: bool = False  # as it was at the dump; `setting_up` fills the copy's namespace
 
 
 @dataclass(frozen=True, slots=True)

@@ -145,18 +145,21 @@ class ConnectionFacts:
 class LinkFacts:
     """A device of a workload's own network namespace by which it is connected.
 
-    `outer` is what stands for it on the host: the other end of a veth pair, or the device that a macvlan stands on.
+    `outer` is what stands for it on the host: the other end of a veth pair, or the device that a macvlan or an ipvlan
+    stands on.
     """
 
     name: str  # in the namespace
-    kind: str  # "veth" or "macvlan"
+    kind: str  # "veth", "macvlan" or "ipvlan"
     mac: str
     outer: str
     bridge: str = ""  # of which the outer end of a veth pair is a port
-    mtu: int = 0  # of the outer end of a veth pair
+    mtu: int = 0  # of the outer end of a veth pair, or of an ipvlan itself
     addresses: tuple[str, ...] = ()  # global ones, IP/PREFIX
     outer_index: int = 0  # the kernel's number for `outer`
     index: int = 0  # and for itself, in its namespace
+    mode: str = ""  # of an ipvlan, with its flag: "l2 bridge"
+    link_local: tuple[str, ...] = ()  # of an ipvlan, those that somebody has chosen, IP/PREFIX
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +251,7 @@ class HostFacts:
     macs: tuple[str, ...] = ()  # of all devices
     network_names: tuple[str, ...] = ()  # of network namespaces, below /run/netns
     device_numbers: tuple[int, ...] = ()  # the kernel's, of all devices
+    device_mtus: tuple[int, ...] = ()  # in the order of `devices`
 
 
 @dataclass(frozen=True, slots=True)

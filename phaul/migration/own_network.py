@@ -8,11 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
+from pathlib import Path
 from typing import Protocol
 
 from phaul.migration.facts import (
     AddressFacts,
     DestinationFacts,
+    HostFacts,
     LinkFacts,
     MigrationRequest,
     NetworkFacts,
@@ -29,7 +32,8 @@ PLAIN_DEVICE = re.compile(r"[0-9A-Za-z_.@-]{1,15}")
 PLAIN_NAME = re.compile(r"[0-9A-Za-z_@][0-9A-Za-z_.@-]{0,254}")
 PLAIN_SETTING = re.compile(r"net(/[0-9A-Za-z_@-][0-9A-Za-z_.@-]*)+")
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
-KINDS = ("veth", "macvlan")
+KINDS = ("veth", "macvlan", "ipvlan")
+IPVLAN_MODE = re.compile(r"(l2|l3|l3s) (bridge|private|vepa)")
 
 
 class OwnNetworks(Protocol):
@@ -45,6 +49,21 @@ class OwnNetworks(Protocol):
 
     async def unfence(self, migration_id: str) -> None:
         """Lift that; nothing happens where there is none."""
+        ...
+
+    async def require(self, links: Sequence[LinkFacts]) -> None:
+        """See that those which the engine does not make can be made here. Raises `SwitchoverError`, nothing changed."""
+        ...
+
+    async def save(self, migration_id: str, root_pid: int, images: Path) -> None:
+        """Write down what the namespace of a process holds, for an engine that leaves it out. Raises `DumpError`."""
+        ...
+
+    async def make(self, root_pid: int, network: NetworkFacts, images: Path) -> tuple[str, ...]:
+        """Fill the empty namespace of a process with what was written down; give the settings that it does not take.
+
+        Raises `RestoreError`.
+        """
         ...
 
     async def fill(self, root_pid: int, settings: Sequence[SettingFacts]) -> tuple[str, ...]:
@@ -87,7 +106,12 @@ def network_from(data: Data | None) -> NetworkFacts | None:
     if data is None:
         return None
     return NetworkFacts(
-        links=tuple(LinkFacts(**{**each, "addresses": tuple(each["addresses"])}) for each in data["links"]),
+        links=tuple(
+            LinkFacts(
+                **{**each, "addresses": tuple(each["addresses"]), "link_local": tuple(each.get("link_local", ()))}
+            )
+            for each in data["links"]
+        ),
         names=tuple(data["names"]),
         settings=tuple(SettingFacts(**each) for each in data["settings"]),
         inode=int(data["inode"]),
@@ -110,6 +134,8 @@ def oddity(network: NetworkFacts) -> str:
     for link in network.links:
         if link.kind not in KINDS:
             return f"the kind {link.kind[:20]!r}"
+        if link.kind == "ipvlan" and not IPVLAN_MODE.fullmatch(link.mode):
+            return f"an ipvlan of the mode {link.mode[:20]!r}"
         odd = [each for each in (link.name, link.outer, link.bridge or "-") if not PLAIN_DEVICE.fullmatch(each)]
         if odd or not MAC.fullmatch(link.mac):
             return f"the device {(odd or [link.mac])[0][:20]!r}"
@@ -131,13 +157,20 @@ def probed(network: NetworkFacts | None) -> tuple[AddressFacts, ...]:
     )
 
 
+def is_left_out(network: NetworkFacts | None) -> bool:
+    """Whether the engine leaves out what the namespace holds: CRIU 4.2 does not know ipvlan ("Unsupported link")."""
+    return network is not None and any(link.kind == "ipvlan" for link in network.links)
+
+
 def external(network: NetworkFacts | None) -> tuple[str, ...]:
     """Say what CRIU has to be told of the outer ends (criu/net.c, 4.2.1: veth_peer_info, restore_one_macvlan)."""
-    return tuple(f"{link.kind}[{link.name}]:{link.outer}" for link in network.links) if network else ()
+    if network is None or is_left_out(network):
+        return ()
+    return tuple(f"{link.kind}[{link.name}]:{link.outer}" for link in network.links)
 
 
 def is_fenced(network: NetworkFacts) -> bool:
-    """Whether the fence keeps every packet away: a macvlan talks to its siblings past the device that it stands on."""
+    """Whether the fence keeps every packet away: all others talk to siblings past the device that they stand on."""
     return all(link.kind == "veth" for link in network.links)
 
 
@@ -163,6 +196,14 @@ def own_network_problems(
             + ".",
             "Leave out --address.",
         )
+    others = [link for link in network.links if link.kind != "ipvlan"]
+    if is_left_out(network) and others:
+        yield Problem(
+            "link_kind",
+            f"The workload has the {others[0].kind} {others[0].name} beside an ipvlan, and phaul carries ipvlans only "
+            "where there is nothing else.",
+            "Connect its network namespace by devices of one kind.",
+        )
     for link in network.links:
         if link.kind == "veth" and link.bridge not in host.bridges:
             yield Problem(
@@ -171,13 +212,15 @@ def own_network_problems(
                 f"{link.name} is connected to.",
                 f"Make one of that name there, on the same network: `ip link add {link.bridge} type bridge`.",
             )
-        elif link.kind == "macvlan" and link.outer not in host.devices:
+        elif link.kind != "veth" and link.outer not in host.devices:
             yield Problem(
                 "device_missing",
                 f"The destination {host.host_name} has no network device {link.outer}, on which the workload's "
-                f"{link.name} stands as a macvlan.",
+                f"{link.name} stands as {'an' if link.kind == 'ipvlan' else 'a'} {link.kind}.",
                 "Give the device that leads to the same network there this name (`ip link set NAME name NEW`).",
             )
+        elif link.kind == "ipvlan":
+            yield from _ipvlan_problems(link, workload, host)
         if link.kind == "macvlan" and link.index in host.device_numbers:
             # restore_one_macvlan (criu/net.c, 4.2.1) asks for it in the host's namespace, under its number: the kernel
             # takes that for a change of the host's own device (-95).
@@ -206,4 +249,31 @@ def own_network_problems(
             "network_name_taken",
             f"The destination {host.host_name} has a network namespace {name} already, as the workload's is called.",
             f"Remove it there: `ip netns delete {name}`.",
+        )
+
+
+def _ipvlan_problems(link: LinkFacts, workload: WorkloadFacts, host: HostFacts) -> Iterator[Problem]:
+    chosen = [each.partition("/")[0] for each in link.link_local]
+    used = (each.local_address.partition("%")[0] for each in workload.connections)
+    if staying := next((each for each in used if ip_address(each).is_link_local and each not in chosen), ""):
+        yield Problem(
+            "link_local_in_use",
+            f"A socket of the workload uses {staying}, which the kernel has made of the MAC of {link.outer} on this "
+            "host, and makes another of on the destination.",
+            "Have it use another address of the workload.",
+        )
+    if "ipvlan" not in host.features:
+        yield Problem(
+            "ipvlan_missing",
+            f"The kernel of the destination {host.host_name} has no ipvlan, which the workload's network device "
+            f"{link.name} is.",
+            "Install a kernel that has it: `modprobe ipvlan` has to work there.",
+        )
+    mtu = dict(zip(host.devices, host.device_mtus, strict=False)).get(link.outer, link.mtu)
+    if mtu < link.mtu:
+        yield Problem(
+            "link_mtu",
+            f"The workload's network device {link.name} has an MTU of {link.mtu} bytes, and {link.outer} on the "
+            f"destination {host.host_name}, on which it would stand, one of {mtu}.",
+            f"Give both the same MTU (`ip link set {link.outer} mtu {link.mtu}`).",
         )

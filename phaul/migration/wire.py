@@ -7,13 +7,14 @@ decide what is done to whom; when, their callers do. Whoever is allowed to run i
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from phaul.errors import PhaulError, SwitchoverError
 from phaul.migration.address_rules import normal
 from phaul.migration.facts import AddressFacts, ConnectionFacts, NetworkFacts
 from phaul.migration.host import Host
 from phaul.migration.journal import Data
-from phaul.migration.own_network import external, network_from
+from phaul.migration.own_network import external, is_left_out, network_from
 from phaul.migration.peer import Reservation
 from phaul.migration.plan import planned_addresses, planned_connections
 from phaul.migration.undo import UndoStack
@@ -68,6 +69,11 @@ class SourceWire:
     def name(self) -> str:
         """What is left behind where `take_back` fails."""
         return "the addresses " + ", ".join(map(str, self.addresses)) if self.addresses else "the workload's links"
+
+    async def save(self, images: Path) -> None:
+        """The workload is about to freeze: write down beside its images what the engine leaves out."""
+        if is_left_out(self._own):
+            await self._networks.save(self._id, self._root_pid, images)
 
     async def fence(self) -> None:
         """The workload is about to freeze: let nothing in or out. Raises `SwitchoverError`."""
@@ -149,6 +155,8 @@ class DestinationWire:
 
     async def take(self, undo: UndoStack) -> None:
         """Put up the fence, and the addresses behind it. Raises `SwitchoverError`."""
+        if self._own and is_left_out(self._own):
+            await self._networks.require(self._own.links)
         self.queue_undo(undo)
         try:
             await self.fence()
@@ -172,9 +180,16 @@ class DestinationWire:
         if self._own and self._own.links:
             await self._networks.unfence(self._id)
 
-    async def set_up(self, root_pid: int) -> None:
-        """The copy's namespace is there, and nothing in it: give it its settings."""
-        if self._own:
+    @property
+    def empty_network(self) -> bool:
+        """Whether the engine makes the copy's namespace, but nothing in it."""
+        return is_left_out(self._own)
+
+    async def set_up(self, root_pid: int, images: Path) -> None:
+        """The copy's namespace is there, and nothing in it: give it its settings, and what the engine leaves out."""
+        if self._own and self.empty_network:
+            self.refused = await self._networks.make(root_pid, self._own, images)
+        elif self._own:
             self.refused = await self._networks.fill(root_pid, self._own.settings)
 
     async def let_in(self) -> str:

@@ -25,6 +25,7 @@ log = structlog.get_logger(__name__)
 
 SYSCTL = Path("/proc/sys/net/ipv4/conf")
 RT_SCOPE_UNIVERSE = 0
+RT_SCOPE_LINK = 253
 FOREVER_SECONDS = 0xFFFFFFFF
 
 # linux/if_addr.h
@@ -53,6 +54,7 @@ class Entry:
     metric: int = 0
     preferred_seconds: int = FOREVER_SECONDS
     valid_seconds: int = FOREVER_SECONDS
+    protocol: int = 0  # who has put it on, as far as the kernel was told
 
     @property
     def is_ipv6(self) -> bool:
@@ -91,7 +93,7 @@ class HostAddresses:
     async def listed(self) -> tuple[AddressFacts, ...]:
         """Every global-scope address with its device."""
         async with AsyncIPRoute() as kernel:
-            entries = await _dump(kernel)
+            entries = await entries_of(kernel)
         names = dict(socket.if_nameindex())
         return tuple(
             AddressFacts(entry.address, entry.prefix_length, names[entry.index])
@@ -102,7 +104,7 @@ class HostAddresses:
     async def local(self) -> tuple[str, ...]:
         """Every address of every scope, loopback included."""
         async with AsyncIPRoute() as kernel:
-            return tuple(dict.fromkeys(entry.address for entry in await _dump(kernel)))
+            return tuple(dict.fromkeys(entry.address for entry in await entries_of(kernel)))
 
     async def add(self, addresses: Sequence[AddressFacts]) -> None:
         """Put addresses on their devices, usable at once. One that is there already is no error.
@@ -114,7 +116,7 @@ class HostAddresses:
             try:
                 for address in addresses:
                     entry = self._entry(address)
-                    if await _add(kernel, entry):
+                    if await add_entry(kernel, entry):
                         added.append(entry)
             except (NetlinkError, OSError) as error:
                 failure = SwitchoverError(
@@ -139,7 +141,7 @@ class HostAddresses:
         names = dict(socket.if_nameindex())
         wanted = {(each.address, each.device) for each in addresses}
         async with AsyncIPRoute() as kernel:
-            before = await _dump(kernel)
+            before = await entries_of(kernel)
             leaving = [entry for entry in before if (entry.address, names.get(entry.index, "")) in wanted]
             staying = [entry for entry in before if entry not in leaving]
             # Secondary ones first: were their primary one taken first, they would be promoted for nothing.
@@ -191,7 +193,8 @@ class _Promotion:
             self._path.write_text(self._before)
 
 
-async def _dump(kernel: AsyncIPRoute) -> list[Entry]:
+async def entries_of(kernel: AsyncIPRoute) -> list[Entry]:
+    """Give the addresses of all devices, in the kernel's order."""
     entries: list[Entry] = []
     async for message in await kernel.addr("dump"):
         # Of a point-to-point device IFA_ADDRESS is the other end (linux/if_addr.h).
@@ -211,12 +214,13 @@ async def _dump(kernel: AsyncIPRoute) -> list[Entry]:
                 metric=message.get_attr("IFA_RT_PRIORITY") or 0,
                 preferred_seconds=lifetimes.get("ifa_preferred", FOREVER_SECONDS),
                 valid_seconds=lifetimes.get("ifa_valid", FOREVER_SECONDS),
+                protocol=message.get_attr("IFA_PROTO") or 0,
             )
         )
     return entries
 
 
-async def _add(kernel: AsyncIPRoute, entry: Entry) -> bool:
+async def add_entry(kernel: AsyncIPRoute, entry: Entry) -> bool:
     """Put an address on; False where it was there already."""
     request: dict[str, object] = {
         "index": entry.index,
@@ -233,6 +237,8 @@ async def _add(kernel: AsyncIPRoute, entry: Entry) -> bool:
         request["broadcast"] = entry.broadcast
     if entry.metric:
         request["priority"] = entry.metric
+    if entry.protocol:
+        request["proto"] = entry.protocol
     if entry.valid_seconds != FOREVER_SECONDS:
         request["preferred"] = entry.preferred_seconds
         request["valid"] = entry.valid_seconds
@@ -263,11 +269,11 @@ async def _delete(kernel: AsyncIPRoute, entry: Entry) -> None:
 
 async def _put_back(kernel: AsyncIPRoute, staying: Sequence[Entry]) -> None:
     """Put on again what should have stayed and is gone."""
-    there = {(entry.address, entry.prefix_length, entry.index) for entry in await _dump(kernel)}
+    there = {(entry.address, entry.prefix_length, entry.index) for entry in await entries_of(kernel)}
     for entry in staying:
         if (entry.address, entry.prefix_length, entry.index) not in there:
             log.warning("addresses.put_back", address=entry.address, index=entry.index)
-            await _add(kernel, entry)
+            await add_entry(kernel, entry)
 
 
 def _reason(error: NetlinkError | OSError) -> str:

@@ -2,14 +2,16 @@
 
 Called by `network.own_links`. It stands in the host's namespace, in the table ``netdev phaul-ID`` where ID is the
 migration, so that it outlives the agent and needs nothing of the workload's namespace, which CRIU dumps. Around a veth
-pair it closes the outer end; around a macvlan the frames of its MAC on the device that it stands on. What a macvlan and
-its siblings on the same host say to each other passes by that device: there CRIU's own lock keeps connections safe.
+pair it closes the outer end; around a macvlan the frames of its MAC on the device that it stands on, around an ipvlan,
+which has that device's MAC, those of its addresses. What either and its siblings on the same host say to each other
+passes by that device: there CRIU's own lock keeps connections safe.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from ipaddress import ip_interface
 
 from phaul.errors import SwitchoverError
 from phaul.migration.facts import LinkFacts
@@ -28,12 +30,36 @@ def fence_rules(migration_id: str, links: Sequence[LinkFacts]) -> str:
     text = f"table {FAMILY} {name}\ndelete table {FAMILY} {name}\ntable {FAMILY} {name} {{\n"
     for number, link in enumerate(links):
         for hook, end in (("ingress", "daddr"), ("egress", "saddr")):
-            rule = "drop" if link.kind == "veth" else f"ether {end} {link.mac} drop"
+            match link.kind:
+                case "veth":
+                    rules = ["drop"]
+                case "macvlan":
+                    rules = [f"ether {end} {link.mac} drop"]
+                case _:
+                    rules = _of_addresses(end, (*link.addresses, *link.link_local))
             text += (
                 f'\tchain {hook}{number} {{\n\t\ttype filter hook {hook} device "{link.outer}" '
-                f"priority {PRIORITY}; policy accept;\n\t\t{rule}\n\t}}\n"
+                f"priority {PRIORITY}; policy accept;\n" + "".join(f"\t\t{rule}\n" for rule in rules) + "\t}\n"
             )
     return text + "}\n"
+
+
+def _of_addresses(end: str, addresses: Sequence[str]) -> list[str]:
+    """Write what drops every packet to (`daddr`) or from (`saddr`) addresses, and who asks for them or answers.
+
+    Who announces one of them is heard: that is the workload, elsewhere, and what stood beside it here learns of it.
+    """
+    found = [ip_interface(each).ip for each in addresses]
+    rules: list[str] = []
+    if four := ", ".join(str(each) for each in found if each.version == 4):
+        news = f"arp saddr ip != {{ {four} }} " if end == "daddr" else ""
+        rules += [f"ip {end} {{ {four} }} drop", f"{news}arp {end} ip {{ {four} }} drop"]
+    if six := ", ".join(str(each) for each in found if each.version == 6):
+        # Where the target of a solicitation or an advertisement stands: see `fence.fence_rules`.
+        targets = ", ".join(f"0x{each.packed.hex()}" for each in found if each.version == 6)
+        message = "nd-neighbor-solicit" if end == "daddr" else "nd-neighbor-advert"
+        rules += [f"ip6 {end} {{ {six} }} drop", f"icmpv6 type {message} @th,64,128 {{ {targets} }} drop"]
+    return rules
 
 
 async def engage(migration_id: str, links: Sequence[LinkFacts]) -> None:

@@ -1,13 +1,14 @@
 """`migration.own_network.OwnNetworks` on this host's kernel: what connects workloads that have a network of their own.
 
-Made by `agent.wiring`. Decides nothing: `migration.wire` says what happens when. Keeps nothing between two calls but
-what stands in the kernel: fences by their migration, links by their name.
+Made by `agent.wiring`. Decides nothing: `migration.wire` says what happens when. What it must find again after a crash
+stands in the kernel: fences by their migration, links by their name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import re
 import time
 from collections.abc import Sequence
@@ -19,9 +20,9 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from phaul.errors import PhaulError, SwitchoverError
 from phaul.migration.facts import AddressFacts, LinkFacts, NetworkFacts, SettingFacts
-from phaul.network import link_fence, neighbours
+from phaul.network import ipvlan, link_fence, neighbours, own_content
 from phaul.network.own_network import host_links, look
-from phaul.system.namespaces import NAMED, inside, network_names, network_of
+from phaul.system.namespaces import NAMED, inside, is_elsewhere, network_names, network_of, path_of
 from phaul.system.process import CommandError, run
 
 log = structlog.get_logger(__name__)
@@ -34,7 +35,10 @@ _CRIU_TABLE = re.compile(r"table inet (CRIU-[0-9A-Za-z-]+)")
 
 
 class HostOwnNetworks:
-    """`OwnNetworks` of this host."""
+    """`OwnNetworks` of this host. Owns a descriptor for each namespace that is on its way, by its migration."""
+
+    def __init__(self) -> None:
+        self._leaving: dict[str, int] = {}
 
     async def look(self, root_pid: int) -> NetworkFacts:
         """Say how the namespace of a process is connected."""
@@ -48,6 +52,24 @@ class HostOwnNetworks:
     async def unfence(self, migration_id: str) -> None:
         """Lift the fence in about a millisecond."""
         await link_fence.release(migration_id)
+        self._let_go(migration_id)
+
+    async def require(self, links: Sequence[LinkFacts]) -> None:
+        """Try those that phaul makes itself."""
+        await ipvlan.require([link for link in links if link.kind == ipvlan.KIND])
+
+    async def save(self, migration_id: str, root_pid: int, images: Path) -> None:
+        """Write it down, in a few hundredths of a second, and keep a way into the namespace for `forget`."""
+        await own_content.save(root_pid, images)
+        self._let_go(migration_id)
+        self._leaving[migration_id] = os.open(network_of(root_pid), os.O_RDONLY | os.O_CLOEXEC)
+
+    async def make(self, root_pid: int, network: NetworkFacts, images: Path) -> tuple[str, ...]:
+        """Make what was written down."""
+        refused = await own_content.make(root_pid, network, images, _write_settings)
+        if refused:
+            log.warning("own_network.settings_refused", root_pid=root_pid, settings=refused)
+        return refused
 
     async def fill(self, root_pid: int, settings: Sequence[SettingFacts]) -> tuple[str, ...]:
         """Write what is not as it should be."""
@@ -74,7 +96,7 @@ class HostOwnNetworks:
                 await run(["ip", "netns", "attach", name, str(root_pid)])
 
     async def cut(self, root_pid: int, network: NetworkFacts) -> None:
-        """Remove macvlans inside, while somebody is there to lead inside, and the outer ends that nobody uses."""
+        """Remove what ends inside, while somebody is there to lead inside, and the outer ends that nobody uses."""
         await _remove_inner_ends(network_of(root_pid), network.links)
         names = {link.outer for link in network.links if link.kind == "veth"}
         deadline = time.monotonic() + VANISH_SECONDS
@@ -97,8 +119,11 @@ class HostOwnNetworks:
         if network.links and not await link_fence.stands(migration_id):
             return
         named = [name for name, inode in network_names().items() if name in network.names and inode == network.inode]
-        for name in named[:1]:
-            await _remove_inner_ends(NAMED / name, network.links)
+        # Also one without a name: the kernel takes its time to take it down, and until then it would answer.
+        ways = [Path(path_of(self._leaving[migration_id]))] if migration_id in self._leaving else []
+        for way in (*ways, *(NAMED / name for name in named))[:1]:
+            await _remove_inner_ends(way, network.links)
+        self._let_go(migration_id)
         indexes = {(link.outer, link.outer_index) for link in network.links if link.kind == "veth"}
         async with AsyncIPRoute() as kernel:
             for each in await host_links():
@@ -108,20 +133,20 @@ class HostOwnNetworks:
             await run(["ip", "netns", "delete", name])
 
     async def announce(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
-        """Tell the neighbours, once each, from inside. What could not be told is logged."""
-        addresses = tuple(
-            AddressFacts(address, int(prefix), link.name)
-            for link in links
-            for address, _, prefix in (each.partition("/") for each in link.addresses)
-        )
-        if not addresses:
-            return
-        try:
-            failures = await asyncio.to_thread(
-                inside, network_of(root_pid), lambda: neighbours.announce(addresses, at_once=True)
-            )
-        except OSError as error:
-            failures = (f"the workload's network namespace could not be entered: {error.strerror or error}",)
+        """Tell the neighbours, once each, from inside. What could not be told is logged.
+
+        An ipvlan of a mode that has no neighbours inside speaks through the device that it stands on: who has the
+        address as a neighbour all the same learns of it.
+        """
+        routed = [link for link in links if link.kind == ipvlan.KIND and not link.mode.startswith("l2 ")]
+        failures = neighbours.announce([each for link in routed for each in _announced(link, link.outer)])
+        if addresses := [each for link in links if link not in routed for each in _announced(link, link.name)]:
+            try:
+                failures += await asyncio.to_thread(
+                    inside, network_of(root_pid), lambda: neighbours.announce(addresses, at_once=True)
+                )
+            except OSError as error:
+                failures += (f"the workload's network namespace could not be entered: {error.strerror or error}",)
         for failure in failures:
             log.warning("announce.failed", reason=failure)
 
@@ -137,6 +162,18 @@ class HostOwnNetworks:
         for line in listing.stdout.splitlines():
             if match := _CRIU_TABLE.fullmatch(line.strip()):
                 await run([*enter, "delete", "table", "inet", match[1]], check=False)
+
+    def _let_go(self, migration_id: str) -> None:
+        if (descriptor := self._leaving.pop(migration_id, None)) is not None:
+            os.close(descriptor)
+
+
+def _announced(link: LinkFacts, device: str) -> list[AddressFacts]:
+    # The MAC of an ipvlan is that of where it stands: then the address that was made of it has moved on as well.
+    addresses = (*link.addresses, *link.link_local)
+    return [
+        AddressFacts(address, int(prefix), device) for address, _, prefix in (each.partition("/") for each in addresses)
+    ]
 
 
 def _write_settings(root_pid: int, settings: Sequence[SettingFacts]) -> tuple[str, ...]:
@@ -181,7 +218,9 @@ async def _delete(kernel: AsyncIPRoute, index: int) -> None:
 
 
 async def _remove_inner_ends(namespace: Path, links: Sequence[LinkFacts]) -> None:
+    if not is_elsewhere(namespace):
+        return  # the PID is somebody else's by now, and a device of that name the host's
     for link in links:
-        if link.kind == "macvlan":
+        if link.kind != "veth":
             # Without a check: nobody is there any more, or it is gone.
             await run(["nsenter", f"--net={namespace}", "ip", "link", "delete", "dev", link.name], check=False)

@@ -4,7 +4,7 @@ Called by `network.own_links`, which makes it again elsewhere. Looks only.
 
 CRIU carries the namespace with its devices, addresses, routes and rules (criu/net.c, 4.2.1); of a veth pair it makes
 the outer end too, down and on no bridge, of a macvlan nothing outside. What is left to phaul: the outer ends, the names
-that `ip netns` gives, and all settings but those of devices.
+that `ip netns` gives, and all settings but those of devices. One with an ipvlan is left to `network.own_content`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from pyroute2 import AsyncIPRoute
 
 from phaul.migration.facts import LinkFacts, NetworkFacts, Problem, SettingFacts
 from phaul.migration.own_network import SETTING_LIMIT_BYTES
+from phaul.network import ipvlan, own_content
+from phaul.network.addresses import RT_SCOPE_LINK
 from phaul.system.namespaces import inside, network_names, network_of
 from phaul.system.process import run
 
@@ -28,9 +30,8 @@ SETTINGS = Path("/proc/sys/net")
 LEFT_TO_CRIU = ("conf",)
 WRITABLE = 0o200
 
-IPV4_SCOPES_THAT_STAY = ("host", "link")
-# Devices that every namespace has once their module is loaded, and that CRIU passes over (criu/net.c, 4.2.1).
-EVERYWHERE = {"lo", "gre0", "gretap0", "sit0"}
+SCOPES_THAT_STAY = ("host", "link")
+EVERYWHERE = {"lo", *own_content.OF_MODULES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,14 +82,17 @@ async def look(root_pid: int) -> NetworkFacts:
     outside = await host_links()
     async with AsyncIPRoute() as kernel:
         number = (await kernel.get_netnsid(pid=root_pid))["nsid"]
+    home = await ipvlan.number_of_host(network_of(root_pid))
     links: list[LinkFacts] = []
     problems: list[Problem] = []
     for device in json.loads(shown.stdout):
         if device["ifname"] in EVERYWHERE:
             continue
-        found = _judge(device, outside, number)
+        found = _judge(device, outside, number, home)
         if isinstance(found, Problem):
             problems.append(found)
+        elif found.kind == ipvlan.KIND:
+            links.append(replace(found, link_local=await _chosen_link_local(root_pid, found.index)))
         else:
             links.append(found)
     namespace = network_of(root_pid)
@@ -102,9 +106,14 @@ async def look(root_pid: int) -> NetworkFacts:
     )
 
 
-def _judge(device: dict[str, Any], outside: Sequence[HostLink], namespace: int) -> LinkFacts | Problem:
-    """Say what stands for a device on the host, or why it cannot be made again."""
-    name = device["ifname"]
+def _judge(device: dict[str, Any], outside: Sequence[HostLink], namespace: int, home: int) -> LinkFacts | Problem:
+    """Say what stands for a device on the host, or why it cannot be made again.
+
+    Args:
+        namespace: the number of its namespace in the host's.
+        home: the number of the host's in its namespace.
+    """
+    name, mode = device["ifname"], ""
     kind = device.get("linkinfo", {}).get("info_kind", "")
     match kind:
         case "veth":
@@ -145,12 +154,22 @@ def _judge(device: dict[str, Any], outside: Sequence[HostLink], namespace: int) 
                     "Use the mode `bridge`, on a device of the host.",
                 )
             outer, bridge_name, mtu = below, "", 0
+        case ipvlan.KIND:
+            on_host = home >= 0 and device.get("link_netnsid") == home
+            below = next((each for each in outside if on_host and each.index == device.get("link_index")), None)
+            if below is None:
+                return Problem(
+                    "link_kind",
+                    f"The workload's network device {name} is an ipvlan on a device that this host does not have.",
+                    "Use one on a device of the host.",
+                )
+            outer, bridge_name, mtu, mode = below, "", device["mtu"], ipvlan.mode_of(device)
         case _:
             return Problem(
                 "link_kind",
                 f"The workload has a network device {name} of the kind {kind or 'physical'} for itself, which cannot "
                 "be made again on another host.",
-                "Connect its network namespace by a veth pair on a bridge, or by a macvlan.",
+                "Connect its network namespace by a veth pair on a bridge, a macvlan or an ipvlan.",
             )
     return LinkFacts(
         name=name,
@@ -164,9 +183,16 @@ def _judge(device: dict[str, Any], outside: Sequence[HostLink], namespace: int) 
         addresses=tuple(
             f"{each['local']}/{each['prefixlen']}"
             for each in device["addr_info"]
-            if each["scope"] not in IPV4_SCOPES_THAT_STAY
+            if each["scope"] not in SCOPES_THAT_STAY
         ),
+        mode=mode,
     )
+
+
+async def _chosen_link_local(root_pid: int, index: int) -> tuple[str, ...]:
+    moving = await own_content.moving_addresses(network_of(root_pid))
+    here = (each for each in moving if each.index == index and each.scope == RT_SCOPE_LINK)
+    return tuple(f"{each.address}/{each.prefix_length}" for each in here)
 
 
 def _is_peer(link: HostLink, device: dict[str, Any], namespace: int) -> bool:

@@ -16,6 +16,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 ANY_KIND = 0  # what the descriptor leads to says which (setns(2)); not all kinds can be entered by a thread
+CLONE_NEWNET = 0x40000000  # linux/sched.h
 NAMED = Path("/run/netns")  # where `ip netns` keeps namespaces that it has given a name (ip-netns(8))
 
 _libc = ctypes.CDLL(None, use_errno=True)  # os.setns came with Python 3.12
@@ -52,6 +53,45 @@ def inside(namespace: str | Path, act: Callable[[], T]) -> T:
     return results[0]
 
 
+def new_network() -> int:
+    """Make a network namespace that nobody is in; give a descriptor that keeps it. Raises `OSError`. Blocks."""
+    made: list[int] = []
+    failures: list[OSError] = []
+
+    def leave() -> None:
+        try:
+            if _libc.unshare(CLONE_NEWNET):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number))
+            made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as error:
+            failures.append(error)
+
+    thread = threading.Thread(target=leave, name="in a new namespace", daemon=True)
+    thread.start()
+    thread.join()
+    if failures:
+        raise failures[0]
+    return made[0]
+
+
+def path_of(descriptor: int) -> str:
+    """Give the path by which a child process finds what a descriptor of this process leads to."""
+    return f"/proc/{os.getpid()}/fd/{descriptor}"
+
+
+def all_networks() -> tuple[Path, ...]:
+    """Give a path to each network namespace that a process lives in or that has a name, but for our own."""
+    found: dict[int, Path] = {}
+    for path in (*Path("/proc").glob("[0-9]*/ns/net"), *(NAMED / name for name in network_names())):
+        try:
+            if is_elsewhere(path):
+                found.setdefault(path.stat().st_ino, path)
+        except OSError:  # it has ended meanwhile
+            continue
+    return tuple(found.values())
+
+
 def network_of(pid: int) -> Path:
     """Give the path of the network namespace of a process."""
     return Path(f"/proc/{pid}/ns/net")
@@ -60,6 +100,14 @@ def network_of(pid: int) -> Path:
 def ipc_of(pid: int) -> Path:
     """Give the path of the IPC namespace of a process."""
     return Path(f"/proc/{pid}/ns/ipc")
+
+
+def is_elsewhere(namespace: Path) -> bool:
+    """Whether a path leads to a network namespace, and to another than this thread's."""
+    try:
+        return namespace.stat().st_ino != Path("/proc/thread-self/ns/net").stat().st_ino
+    except OSError:
+        return False
 
 
 def network_names() -> dict[str, int]:

@@ -11,7 +11,7 @@ import asyncio
 import heapq
 import itertools
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, cast
 
@@ -64,6 +64,7 @@ from tests.unit.crash_hooks import HOOKS, ran_as_it_ended
 T = TypeVar("T")
 LINK = LinkFacts("eth0", "veth", "02:00:00:00:00:50", "vweb", "br0")
 NETWORK = NetworkFacts((LINK,), ("web",))
+LEFT_OUT = NetworkFacts((replace(LINK, kind="ipvlan", bridge="", mode="l2 bridge"),), ("web",))  # by the engine
 
 
 async def everybody(*_: object) -> None:
@@ -219,12 +220,12 @@ class World:
     Args:
         plan: what goes wrong at which step.
         restart_after: steps after which a killed agent is started again, one for each death; then at once.
-        own_network: the workload is not reached by an address of its host, but by a link of its own.
+        own_network: the workload is not reached by an address of its host, but by a link of this network of its own.
     """
 
     plan: Mapping[int, Fault]
     restart_after: Sequence[int] = ()
-    own_network: bool = False
+    own_network: NetworkFacts | None = None
     now_seconds: float = 0.0
     count: int = 0
     cut: int = 0
@@ -234,7 +235,7 @@ class World:
 
     def __post_init__(self) -> None:
         self.source, self.destination = SimHost(self, "a"), SimHost(self, "b")
-        self.source.machine.trees[PID] = FakeTree(PID, b"", network=NETWORK if self.own_network else None)
+        self.source.machine.trees[PID] = FakeTree(PID, b"", network=self.own_network)
         if self.own_network:
             self.source.machine.links = {LINK.outer}
         else:

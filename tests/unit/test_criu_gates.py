@@ -278,6 +278,22 @@ async def test_a_copy_is_held_and_run(tmp_path: Path) -> None:
     assert not fake.running
 
 
+@pytest.mark.parametrize("at", ["setup-namespaces", "post-setup-namespaces"])
+async def test_the_namespaces_are_filled_at_the_stage_that_is_meant(tmp_path: Path, at: str) -> None:
+    stages: tuple[Step, ...] = (("notify", "setup-namespaces", 42), ("notify", "post-setup-namespaces", 42))
+    fake = FakeCriu(tmp_path, *stages, *RESTORE)
+    notes: list[list[str]] = []
+
+    async def set_up(root_pid: int) -> None:
+        assert root_pid == 42
+        notes.append(fake.notes)
+
+    request = rpc_pb2.Request(type=rpc_pb2.RESTORE, opts=rpc_pb2.Options(images_dir_fd=3))
+    async with CriuRestore(fake.path, request, (), tmp_path, 41, setting_up=set_up, setting_up_at=at) as held:
+        assert notes == [["request RESTORE", *passed(*stages[: stages.index(("notify", at, 42))])]]
+        await held.discard()
+
+
 async def test_a_copy_is_held_and_discarded(tmp_path: Path) -> None:
     fake = FakeCriu(tmp_path, *RESTORE)
     async with restore(fake) as held:

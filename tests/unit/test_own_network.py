@@ -13,6 +13,7 @@ from phaul.agent.messages import to_message
 from phaul.errors import UsageError
 from phaul.migration.facts import (
     AddressRequest,
+    ConnectionFacts,
     DestinationFacts,
     HostFacts,
     LinkFacts,
@@ -27,17 +28,31 @@ from phaul.migration.own_network import (
     at_destination,
     external,
     is_fenced,
+    is_left_out,
     network_from,
     oddity,
     own_network_problems,
 )
 from phaul.migration.plan import fenced
+from phaul.network.ipvlan import mode_of
 from phaul.network.link_fence import fence_rules
 from phaul.network.own_network import HostLink, _judge
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 
 VETH = LinkFacts("eth0", "veth", "02:00:00:00:00:50", "vweb", "br0", 1500, ("10.0.0.50/24",), 7, 2)
 MACVLAN = LinkFacts("eth1", "macvlan", "02:00:00:00:00:51", "eno1", addresses=("10.0.0.51/24",), outer_index=2, index=3)
+IPVLAN = LinkFacts(
+    "eth0",
+    "ipvlan",
+    "02:00:00:00:00:52",
+    "eno1",
+    mtu=1500,
+    addresses=("10.0.0.52/24", "fd00::52/64"),
+    outer_index=2,
+    index=7,
+    mode="l2 bridge",
+    link_local=("fe80::52/64",),
+)
 NETWORK = NetworkFacts((VETH, MACVLAN), ("web",), (SettingFacts("net/ipv4/tcp_fin_timeout", "7"),), inode=4026532000)
 WORKLOAD = WorkloadFacts(4711, (TaskFacts(4711, 1, "web", (4711,), 0, 1),), 1, (), (), has_own_network=True)
 THERE = HostFacts(host_name="b", devices=("lo", "eno1", "br0"), bridges=("br0",), macs=("52:54:00:00:00:01",))
@@ -64,6 +79,27 @@ def test_what_is_in_the_way_on_the_destination() -> None:
     assert codes(own) == ["link_kind"]
 
 
+def test_what_is_in_the_way_of_an_ipvlan() -> None:
+    network = NetworkFacts((IPVLAN,))
+    there = replace(THERE, features=("ipvlan",), device_mtus=(65536, 1500, 1500))
+    assert codes(network, there) == []
+    assert codes(network, replace(there, features=())) == ["ipvlan_missing"]
+    assert codes(network, replace(there, devices=("lo", "br0"))) == ["device_missing"]
+    assert codes(network, replace(there, device_mtus=(65536, 1499, 1500))) == ["link_mtu"]
+    assert codes(network, replace(there, device_numbers=(IPVLAN.index,))) == []
+    assert codes(NetworkFacts((IPVLAN, VETH)), there) == ["link_kind"]
+
+
+def test_a_socket_may_use_an_address_that_goes_along() -> None:
+    there = DestinationFacts(replace(THERE, features=("ipvlan",)))
+    found = []
+    for address in ("fe80::52%eth0", "fe80::5054:ff:fe00:1%eth0", "::", "10.0.0.52"):
+        used = (ConnectionFacts("udp", "bound", address, 53, "", 0),)
+        workload = replace(WORKLOAD, network=NetworkFacts((IPVLAN,)), connections=used)
+        found.append([each.code for each in own_network_problems(MigrationRequest(4711, "b"), workload, there)])
+    assert found == [[], ["link_local_in_use"], [], []]
+
+
 def test_an_outer_end_whose_name_is_taken_gets_another_that_the_kernel_accepts() -> None:
     there = at_destination(NETWORK, THERE.devices, "20260801-120000-abcdef")
     assert there.links == NETWORK.links
@@ -73,16 +109,22 @@ def test_an_outer_end_whose_name_is_taken_gets_another_that_the_kernel_accepts()
     assert there.links[1] == MACVLAN
     assert external(there) == (f"veth[eth0]:{there.links[0].outer}", "macvlan[eth1]:eno1")
     assert external(None) == ()
+    assert not is_left_out(there)
+    assert is_left_out(NetworkFacts((IPVLAN,)))
+    assert external(NetworkFacts((IPVLAN,))) == ()
 
 
 def test_the_journal_keeps_a_network() -> None:
     kept = json.loads(json.dumps(dataclasses.asdict(NETWORK)))
     assert network_from(kept) == NETWORK
+    other = NetworkFacts((IPVLAN,))
+    assert network_from(json.loads(json.dumps(dataclasses.asdict(other)))) == other
     assert network_from(None) is None
 
 
 def test_only_veths_are_wholly_behind_the_fence() -> None:
     assert not is_fenced(NETWORK)
+    assert not is_fenced(NetworkFacts((IPVLAN,)))
     assert is_fenced(NetworkFacts((VETH,)))
     assert fenced(replace(WORKLOAD, network=NetworkFacts((VETH,))), ())
     assert not fenced(replace(WORKLOAD, network=NETWORK), ())
@@ -96,9 +138,32 @@ def test_the_fence_closes_a_veth_and_picks_a_macvlan_by_its_mac() -> None:
         assert f'hook {hook} device "eno1" priority -500; policy accept;\n\t\tether {end} {MACVLAN.mac} drop' in rules
 
 
+def test_the_fence_picks_an_ipvlan_by_its_addresses() -> None:
+    rules = fence_rules("m-1", (IPVLAN,))
+    arriving, _, leaving = rules.partition("hook egress")
+    assert [line.strip() for line in arriving.splitlines() if line.endswith("drop")] == [
+        "ip daddr { 10.0.0.52 } drop",
+        "arp saddr ip != { 10.0.0.52 } arp daddr ip { 10.0.0.52 } drop",
+        "ip6 daddr { fd00::52, fe80::52 } drop",
+        "icmpv6 type nd-neighbor-solicit @th,64,128 "
+        "{ 0xfd000000000000000000000000000052, 0xfe800000000000000000000000000052 } drop",
+    ]
+    assert [line.strip() for line in leaving.splitlines() if line.endswith("drop")] == [
+        "ip saddr { 10.0.0.52 } drop",
+        "arp saddr ip { 10.0.0.52 } drop",
+        "ip6 saddr { fd00::52, fe80::52 } drop",
+        "icmpv6 type nd-neighbor-advert @th,64,128 "
+        "{ 0xfd000000000000000000000000000052, 0xfe800000000000000000000000000052 } drop",
+    ]
+    with pytest.raises(ValueError, match="drop"):
+        fence_rules("m-1", (replace(IPVLAN, addresses=("10.0.0.52 } drop; ip daddr { 10.0.0.53/24",)),))
+
+
 @pytest.mark.parametrize(
     ("network", "said"),
     [
+        (NetworkFacts((IPVLAN,)), ""),
+        (NetworkFacts((replace(IPVLAN, mode="l2 netns evil"),)), "evil"),
         (NETWORK, ""),
         (NetworkFacts((replace(VETH, kind="tun"),)), "tun"),
         (NetworkFacts((replace(VETH, outer='x" drop'),)), "drop"),
@@ -139,12 +204,12 @@ INNER = {
 
 
 def judged(device: dict[str, object], *outside: HostLink) -> str:
-    found = _judge(device, outside, 5)
+    found = _judge(device, outside, 5, 0)
     return found.code if isinstance(found, Problem) else found.kind
 
 
 def test_a_device_is_found_by_what_the_kernel_says_of_both_ends() -> None:
-    assert _judge(INNER, (BELOW, BRIDGE, TWIN), 5) == replace(VETH, mtu=1400)
+    assert _judge(INNER, (BELOW, BRIDGE, TWIN), 5, 0) == replace(VETH, mtu=1400)
     assert judged(INNER, BRIDGE, replace(TWIN, peer_namespace=4)) == "link_not_on_host"
     assert judged(INNER, BRIDGE, replace(TWIN, peer_index=3)) == "link_not_on_host"
     assert judged(INNER, BRIDGE, replace(TWIN, master=0)) == "link_without_bridge"
@@ -164,6 +229,31 @@ def test_a_device_is_found_by_what_the_kernel_says_of_both_ends() -> None:
 def test_kinds_of_devices(kind: str, mode: str, answer: str) -> None:
     device = {**INNER, "link_index": 2, "linkinfo": {"info_kind": kind, "info_data": {"mode": mode}}}
     assert judged(device, BELOW, BRIDGE) == answer
+
+
+def test_an_ipvlan_stands_on_a_device_of_the_host() -> None:
+    device = {
+        **INNER,
+        "ifindex": 7,
+        "link_index": 2,
+        "link_netnsid": 3,
+        "mtu": 1500,
+        "address": IPVLAN.mac,
+        "linkinfo": {"info_kind": "ipvlan", "info_data": {"mode": "l2", "bridge": True}},
+        "addr_info": [
+            {"local": "10.0.0.52", "prefixlen": 24, "scope": "global"},
+            {"local": "fd00::52", "prefixlen": 64, "scope": "global"},
+            {"local": "fe80::52", "prefixlen": 64, "scope": "link"},
+        ],
+    }
+    assert _judge(device, (BELOW, BRIDGE), 5, 3) == replace(IPVLAN, link_local=())
+    elsewhere = _judge(device, (BELOW, BRIDGE), 5, 4)
+    assert isinstance(elsewhere, Problem)
+    assert elsewhere.code == "link_kind"
+    del device["link_netnsid"]  # it stands on another device of its own namespace
+    assert isinstance(_judge(device, (BELOW, BRIDGE), 5, -1), Problem)
+    for flag in ("private", "vepa"):
+        assert mode_of({"linkinfo": {"info_data": {"mode": "l3s", flag: True}}}) == f"l3s {flag}"
 
 
 def test_a_macvlan_on_a_device_of_nobody() -> None:

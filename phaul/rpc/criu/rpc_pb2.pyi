@@ -111,6 +111,7 @@ class Options(_message.Message):
     WORK_DIR_FD_FIELD_NUMBER: _builtins.int
     LINK_REMAP_FIELD_NUMBER: _builtins.int
     EXTERNAL_FIELD_NUMBER: _builtins.int
+    EMPTY_NS_FIELD_NUMBER: _builtins.int
     TCP_SKIP_IN_FLIGHT_FIELD_NUMBER: _builtins.int
     LAZY_PAGES_FIELD_NUMBER: _builtins.int
     TCP_CLOSE_FIELD_NUMBER: _builtins.int
@@ -127,6 +128,8 @@ class Options(_message.Message):
     track_mem: _builtins.bool
     work_dir_fd: _builtins.int
     link_remap: _builtins.bool
+    empty_ns: _builtins.int
+    """CLONE_NEW* of namespaces that are left as the kernel makes them"""
     tcp_skip_in_flight: _builtins.bool
     lazy_pages: _builtins.bool
     tcp_close: _builtins.bool
@@ -152,14 +155,15 @@ class Options(_message.Message):
         work_dir_fd: _builtins.int | None = ...,
         link_remap: _builtins.bool | None = ...,
         external: _abc.Iterable[_builtins.str] | None = ...,
+        empty_ns: _builtins.int | None = ...,
         tcp_skip_in_flight: _builtins.bool | None = ...,
         lazy_pages: _builtins.bool | None = ...,
         tcp_close: _builtins.bool | None = ...,
         network_lock: Global___NetworkLock.ValueType | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["empty_ns", b"empty_ns", "file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["external", b"external", "file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["empty_ns", b"empty_ns", "external", b"external", "file_locks", b"file_locks", "images_dir_fd", b"images_dir_fd", "lazy_pages", b"lazy_pages", "link_remap", b"link_remap", "log_file", b"log_file", "log_level", b"log_level", "network_lock", b"network_lock", "notify_scripts", b"notify_scripts", "parent_img", b"parent_img", "pid", b"pid", "ps", b"ps", "shell_job", b"shell_job", "tcp_close", b"tcp_close", "tcp_established", b"tcp_established", "tcp_skip_in_flight", b"tcp_skip_in_flight", "track_mem", b"track_mem", "work_dir_fd", b"work_dir_fd"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

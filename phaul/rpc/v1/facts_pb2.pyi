@@ -369,18 +369,26 @@ class LinkFacts(_message.Message):
     ADDRESSES_FIELD_NUMBER: _builtins.int
     OUTER_INDEX_FIELD_NUMBER: _builtins.int
     INDEX_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    LINK_LOCAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
-    """"veth" or "macvlan" """
+    """"veth", "macvlan" or "ipvlan" """
     mac: _builtins.str
     outer: _builtins.str
-    """on the host: the other end of a veth pair, or the device that a macvlan stands on"""
+    """on the host: the other end of a veth pair, or the device that a macvlan or ipvlan stands on"""
     bridge: _builtins.str
     mtu: _builtins.int
     outer_index: _builtins.int
     index: _builtins.int
+    mode: _builtins.str
+    """of an ipvlan, with its flag"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def link_local(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """addresses of that scope"""
+
     def __init__(
         self,
         *,
@@ -393,10 +401,12 @@ class LinkFacts(_message.Message):
         addresses: _abc.Iterable[_builtins.str] | None = ...,
         outer_index: _builtins.int = ...,
         index: _builtins.int = ...,
+        mode: _builtins.str = ...,
+        link_local: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bridge", b"bridge", "index", b"index", "kind", b"kind", "mac", b"mac", "mtu", b"mtu", "name", b"name", "outer", b"outer", "outer_index", b"outer_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bridge", b"bridge", "index", b"index", "kind", b"kind", "link_local", b"link_local", "mac", b"mac", "mode", b"mode", "mtu", b"mtu", "name", b"name", "outer", b"outer", "outer_index", b"outer_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -600,6 +610,7 @@ class HostFacts(_message.Message):
     MACS_FIELD_NUMBER: _builtins.int
     NETWORK_NAMES_FIELD_NUMBER: _builtins.int
     DEVICE_NUMBERS_FIELD_NUMBER: _builtins.int
+    DEVICE_MTUS_FIELD_NUMBER: _builtins.int
     host_name: _builtins.str
     phaul_version: _builtins.str
     kernel_release: _builtins.str
@@ -635,6 +646,8 @@ class HostFacts(_message.Message):
     def network_names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
     def device_numbers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    @_builtins.property
+    def device_mtus(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
     def __init__(
         self,
         *,
@@ -662,10 +675,11 @@ class HostFacts(_message.Message):
         macs: _abc.Iterable[_builtins.str] | None = ...,
         network_names: _abc.Iterable[_builtins.str] | None = ...,
         device_numbers: _abc.Iterable[_builtins.int] | None = ...,
+        device_mtus: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "bridges", b"bridges", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "device_numbers", b"device_numbers", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "macs", b"macs", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "most_memory_bytes", b"most_memory_bytes", "network_names", b"network_names", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "architecture", b"architecture", "bridges", b"bridges", "capabilities", b"capabilities", "cpu_features", b"cpu_features", "criu_path", b"criu_path", "criu_version", b"criu_version", "device_mtus", b"device_mtus", "device_numbers", b"device_numbers", "devices", b"devices", "features", b"features", "free_huge_page_bytes", b"free_huge_page_bytes", "host_name", b"host_name", "kernel_release", b"kernel_release", "macs", b"macs", "max_mappings", b"max_mappings", "max_open_files", b"max_open_files", "max_pid", b"max_pid", "memory_available_bytes", b"memory_available_bytes", "most_memory_bytes", b"most_memory_bytes", "network_names", b"network_names", "page_size_bytes", b"page_size_bytes", "phaul_version", b"phaul_version", "problems", b"problems", "security_modules", b"security_modules"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
