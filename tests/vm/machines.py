@@ -30,16 +30,36 @@ def set_up(host: Host) -> None:
 
 
 class Workload:
-    """A workload that ticks, wherever it is by now. Killed at the end of the `with`. `mark` is in its memory."""
+    """A workload that ticks, wherever it is by now. Killed at the end of the `with`. `mark` is in its memory.
+
+    `network` names its network namespace.
+    """
 
     def __init__(
-        self, lab: Lab, witness: Witness, host: VirtualHost, *argv: str, as_user: int = 0, mark: str = ""
+        self,
+        lab: Lab,
+        witness: Witness,
+        host: VirtualHost,
+        *argv: str,
+        as_user: int = 0,
+        mark: str = "",
+        network: str = "",
     ) -> None:
         self._lab = lab
         self._witness = witness
         user = str(as_user)
         switched = ["setpriv", f"--reuid={user}", f"--regid={user}", "--clear-groups", "--"] if as_user else []
-        command = [*switched, "python3", "-m", f"witness.{argv[0]}", lab.client.ip4, str(TICK_PORT), *argv[1:]]
+        entered = ["nsenter", f"--net=/run/netns/{network}"] if network else []
+        command = [
+            *entered,
+            *switched,
+            "python3",
+            "-m",
+            f"witness.{argv[0]}",
+            lab.client.ip4,
+            str(TICK_PORT),
+            *argv[1:],
+        ]
         self.pid = host.spawn(command, log=LOG, env=PYTHON | {"MARK": mark})
         self.wait_ticks()
 
@@ -75,7 +95,7 @@ class Workload:
 
 def migrate(source: VirtualHost, pid: int, to: VirtualHost, *addresses: str) -> Move:
     """Begin to migrate; the caller waits."""
-    return Move(source, pid, to.name, *addresses)
+    return Move(source, pid, to.name, *addresses, patience_seconds=2 * PATIENCE_SECONDS)
 
 
 def control_group(host: Host, pid: int) -> str:
