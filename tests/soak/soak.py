@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -52,6 +52,7 @@ PATIENCE_SECONDS = 1.0  # for a CRIU that is to be killed to be there
 # left, 32 that came), and its allocator has found its size. Measured over 300 moves of this Redis without a fault:
 # 82 MB after 4 moves, 91 MB after 64, 95 MB after 130, and 95 to 96 MB from there to the 300th.
 WARM_MOVES = 130
+LOOKS = 10
 KILLING_SHARE = 1 / 5  # agents are killed in the first moves only: after that they must live long enough to be measured
 GROWTH_LIMIT_BYTES = 5 << 20
 SETTLED_KINDS = ("tables of nftables", "rules of iptables", "mounts", "files of phaul")
@@ -61,10 +62,15 @@ Say = Callable[[str], None]
 
 @dataclass(slots=True)
 class Life:
-    """An agent from one start to its end. `warm_bytes`: its memory once it was warm, 0 before."""
+    """An agent from one start to its end. `warm_bytes`: its memory once it was warm, 0 before.
+
+    `looks` are the newest at its memory. The least of them counts: buffers of some MiB that await their collection come
+    and go, what is lost stays.
+    """
 
     moves: int = 0
     warm_bytes: int = 0
+    looks: deque[int] = field(default_factory=lambda: deque(maxlen=LOOKS))
 
 
 @dataclass(slots=True)
@@ -241,11 +247,11 @@ class Soak:
                 self._lives[host.name] = Life()
             life = self._lives[host.name]
             life.moves += 1
-            resident_bytes = remains.agent_resident_bytes(host)
+            life.looks.append(remains.agent_resident_bytes(host))
             if life.moves == WARM_MOVES:
-                life.warm_bytes = resident_bytes
-            elif life.moves > WARM_MOVES:
-                self.outcome.grown_bytes = max(self.outcome.grown_bytes, resident_bytes - life.warm_bytes)
+                life.warm_bytes = min(life.looks)
+            elif life.moves >= WARM_MOVES + LOOKS:
+                self.outcome.grown_bytes = max(self.outcome.grown_bytes, min(life.looks) - life.warm_bytes)
 
     def _judge_load(self, account: Account) -> None:
         outcome = self.outcome
