@@ -96,7 +96,14 @@ def nothing_left(host: VirtualHost) -> None:
     wait_until(lambda: "phaul" not in host.exec(["nft", "list", "tables"]).stdout, "a fence is left", PATIENCE_SECONDS)
 
 
-@pytest.mark.parametrize("mode", ["l2 bridge", pytest.param("l3 bridge", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "mode",
+    [
+        "l2 bridge",
+        pytest.param("l3 bridge", marks=pytest.mark.long),
+        pytest.param("l3s bridge", marks=pytest.mark.long),
+    ],
+)
 def test_a_connected_workload_goes_there_and_back(machines: Lab, witness: Witness, mode: str) -> None:
     a, b = machines.machines
     routed = mode.startswith("l3")
