@@ -101,8 +101,8 @@ examples: setup ## PostgreSQL, OpenSSH, and docs/hooks beside HAProxy, keepalive
 demo: setup image ## move a running server between two hosts, and watch
 	@.venv/bin/phaul demo
 
-test-long: setup image machines ## installing on virtual machines, all of it, and ipvlan: some fifteen minutes
-	@PHAUL_LONG_TESTS=1 .venv/bin/pytest tests/vm/test_install.py tests/vm/test_vagrant.py tests/vm/test_ipvlan.py
+test-long: setup image machines ## installing on virtual machines, all of it, ipvlan and bonds: some fifteen minutes
+	@PHAUL_LONG_TESTS=1 .venv/bin/pytest tests/vm/test_install.py tests/vm/test_vagrant.py tests/vm/test_ipvlan.py tests/vm/test_bonds.py
 
 vagrant-demo: setup image ## the same between virtual machines, made ready over SSH: of Vagrant, else emulated ones
 	@if command -v vagrant >/dev/null; then cd vagrant && vagrant up && \

@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
 from phaul.lab.cluster import Lab
 from phaul.lab.vm_host import VirtualHost
 from tests.lab.clients import Lines
@@ -120,6 +122,7 @@ def known(b: VirtualHost, address: str) -> str:
     return words[words.index("lladdr") + 1]
 
 
+@pytest.mark.long
 def test_connections_move_on_a_bond_and_on_a_vlan_over_it(machines: Lab, witness: Witness) -> None:
     a, b = machines.machines
     with cabled(a, b):
