@@ -5,8 +5,10 @@ Used by `lab.fakes` (drivers) and `lab.fake_engine`; whoever injects faults does
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -64,6 +66,22 @@ Fault = Callable[[str], None]
 
 class AgentKilledError(BaseException):
     """An agent that was killed tried to do something. Not an Exception: nothing may handle it."""
+
+
+class FakeClock:
+    """Real time: the component tests look at order, not at seconds."""
+
+    def monotonic_us(self) -> int:
+        """CLOCK_MONOTONIC."""
+        return time.monotonic_ns() // 1000
+
+    def unix_us(self) -> int:
+        """CLOCK_REALTIME."""
+        return time.time_ns() // 1000
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait for real."""
+        await asyncio.sleep(seconds)
 
 
 @dataclass(slots=True, eq=False)

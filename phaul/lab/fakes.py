@@ -6,9 +6,7 @@ and tell the truth about them: which copies run, are frozen or dead, on which ho
 
 from __future__ import annotations
 
-import asyncio
 import shutil
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -16,7 +14,7 @@ from phaul import __version__
 from phaul.errors import PreflightError
 from phaul.lab.fake_engine import MEMORY_ADDRESS, FakeEngine
 from phaul.lab.fake_links import FakeOwnNetworks
-from phaul.lab.fake_machine import PAGE_BYTES, FakeMachine, FakeTree, TreeState
+from phaul.lab.fake_machine import PAGE_BYTES, FakeClock, FakeMachine, FakeTree, TreeState
 from phaul.migration.facts import (
     AddressFacts,
     ClaimFacts,
@@ -36,22 +34,6 @@ from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.migration.recovery import Tree
 from phaul.system.memory import page_size_bytes
 from phaul.system.task_memory import blocks_of, digest
-
-
-class FakeClock:
-    """Real time: the component tests look at order, not at seconds."""
-
-    def monotonic_us(self) -> int:
-        """CLOCK_MONOTONIC."""
-        return time.monotonic_ns() // 1000
-
-    def unix_us(self) -> int:
-        """CLOCK_REALTIME."""
-        return time.time_ns() // 1000
-
-    async def sleep(self, seconds: float) -> None:
-        """Wait for real."""
-        await asyncio.sleep(seconds)
 
 
 class FakeRooms:

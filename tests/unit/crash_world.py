@@ -23,13 +23,7 @@ from phaul.lab.fakes import FakeHooks, FakeNetwork, FakeOutcomes, FakeThrottle, 
 from phaul.migration.arrivals import Arrivals
 from phaul.migration.coordinator import Coordinator
 from phaul.migration.events import Event, Outcome
-from phaul.migration.facts import (
-    AddressRequest,
-    HostFacts,
-    LinkFacts,
-    MigrationRequest,
-    NetworkFacts,
-)
+from phaul.migration.facts import AddressRequest, HostFacts, LinkFacts, MigrationRequest, NetworkFacts
 from phaul.migration.hooks import Stage
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, ended, last_of
