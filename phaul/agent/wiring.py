@@ -98,9 +98,11 @@ class MemoryRooms:
 def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable[HostFacts]]:
     """Give the function that says what this host is and can do."""
 
+    module = ipvlan.IpvlanModule()
+
     async def facts() -> HostFacts:
         known, addresses, links, has_ipvlan = await asyncio.gather(
-            engine.describe(), network.addresses(), host_links(), ipvlan.is_known()
+            engine.describe(), network.addresses(), host_links(), module.is_known()
         )
         own = [*(["huge_tmpfs"] if has_huge_tmpfs() else []), *([ipvlan.KIND] if has_ipvlan else [])]
         return dataclasses.replace(

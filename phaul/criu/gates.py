@@ -72,7 +72,6 @@ class _Held:
         self._log = logs / log_name
         self._session: CriuSession | None = None
         self._began_ticks = 0
-        self._criu_pid = 0  # of one that has ended
 
     @property
     def _open(self) -> CriuSession:
@@ -113,11 +112,13 @@ class _Held:
         except CriuGoneError:
             return None
 
-    async def _close(self) -> None:
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.close()
-            self._criu_pid = session.pid
+    async def _close(self) -> int:
+        """End CRIU, if it is there; give its PID, else 0."""
+        if self._session is None:
+            return 0
+        session, self._session = self._session, None
+        await session.close()
+        return session.pid
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
@@ -201,9 +202,10 @@ class CriuDump(_Held):
             pass  # it ended, which is what was waited for; or it never will, and closing the session kills it
         await self._close()
 
-    async def _close(self) -> None:
-        await super()._close()
-        end_helpers(self._criu_pid)
+    async def _close(self) -> int:
+        if pid := await super()._close():
+            end_helpers(pid)
+        return pid
 
     async def release_killed(self) -> None:
         """Pass the gate. What CRIU says of it is only logged: the tree was dead before."""
@@ -316,13 +318,13 @@ class CriuRestore(_Held):
         if self._session is not None:
             await self._finish(success=False)
 
-    async def _close(self) -> None:
+    async def _close(self) -> int:
         """End CRIU; without `run` there is no copy afterwards, also where CRIU was killed and could not see to that."""
-        began = self._session is not None
-        await super()._close()
-        if began and not self._runs:
+        pid = await super()._close()
+        if pid and not self._runs:
             await end_leftovers(self._root_pid, self._began_ticks)
-            end_helpers(self._criu_pid)
+            end_helpers(pid)
+        return pid
 
 
 def shut_down(fd: int) -> None:

@@ -319,14 +319,14 @@ class Coordinator:
         """Kill the tree, once it is on disk that this will happen. From the first line on no cancel is heard."""
         if not tree.stands_still():
             raise DumpError("the frozen workload ran on: its CRIU was killed, and somebody sent it SIGCONT")
+        if not self._request.new_addresses:  # there clients are to hear of the end
+            tree.silence()  # a rollback cures them
         self.committed = True
         try:
             await self._journal.write(Mark.COMMIT, tree.identity.as_data())
         except PhaulError:
             self.committed = False  # nobody was killed: this is a failure like any other
             raise
-        if not self._request.new_addresses:  # there clients are to hear of the end
-            tree.silence()
         tree.kill()
         self.killed = True
 

@@ -28,14 +28,23 @@ PASSING_NAME = "phaul-ipvlan"  # of a device that is on its way
 MODULE = "/sys/module/ipvlan"
 
 
-async def is_known() -> bool:
-    """Whether this kernel has them, or will once it is asked for one."""
-    if os.access(MODULE, os.F_OK):
-        return True
-    try:
-        return (await run(["modprobe", "--dry-run", "--quiet", KIND], check=False)).exit_status == 0
-    except CommandError:
-        return False
+class IpvlanModule:
+    """Whether this kernel has the kind, or will once it is asked for one. Looks for the module's file but once."""
+
+    def __init__(self) -> None:
+        self._can_be_loaded: bool | None = None
+
+    async def is_known(self) -> bool:
+        """Say so."""
+        if os.access(MODULE, os.F_OK):
+            return True
+        if self._can_be_loaded is None:
+            try:
+                found = await run(["modprobe", "--dry-run", "--quiet", KIND], check=False)
+                self._can_be_loaded = found.exit_status == 0
+            except CommandError:
+                self._can_be_loaded = False
+        return self._can_be_loaded
 
 
 def mode_of(device: dict[str, Any]) -> str:

@@ -21,8 +21,8 @@ from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from phaul.errors import DumpError, RestoreError
-from phaul.migration.facts import LinkFacts, NetworkFacts, SettingFacts
-from phaul.migration.own_network import oddity
+from phaul.migration.facts import NetworkFacts, SettingFacts
+from phaul.migration.own_network import PLAIN_DEVICE, oddity
 from phaul.network import ipvlan
 from phaul.network.addresses import Entry, add_entry, entries_of
 from phaul.network.route_replay import add_routes, routes, rules, set_rules
@@ -48,7 +48,6 @@ LEGACY_TABLES = {"iptables": Path("/proc/net/ip_tables_names"), "ip6tables": Pat
 RESET_WHEN_UP = "/mtu"  # of IPv6 (net/ipv6/addrconf.c, addrconf_notify, 6.12)
 # For a namespace to go that a restore has made before: no two ipvlans on one device have the same address.
 VANISH_SECONDS = 5.0
-NO_MAC = "00:00:00:00:00:00"
 LOOK_SECONDS = 0.02
 
 
@@ -73,9 +72,10 @@ async def make(
     try:
         content = json.loads((images / IMAGE).read_text())
         settings = tuple(SettingFacts(name, value) for name, value in content["configuration"])
-        up = tuple(LinkFacts(str(name), "veth", NO_MAC, "lo") for name in content["up"])
-        if odd := oddity(NetworkFacts(links=up, settings=settings)):
+        if odd := oddity(NetworkFacts(settings=settings)):
             raise ValueError(f"it has {odd}")
+        if not all(PLAIN_DEVICE.fullmatch(name) for name in content["up"]):
+            raise ValueError("it has a device of an odd name")
         for link in network.links:
             await ipvlan.make(link, namespace)
         refused = await asyncio.to_thread(write, root_pid, network.settings + settings)

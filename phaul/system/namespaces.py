@@ -26,53 +26,53 @@ def inside(namespace: str | Path, act: Callable[[], T]) -> T:
     """Call `act` in a namespace, given by a path like ``/proc/PID/ns/net`` or ``.../ipc``; give what it gives. Blocks.
 
     Sockets that `act` opens stay in that namespace, what it attaches (shmat(2)) stays attached; ``/proc/sys/net`` and
-    ``/proc/sysvipc`` are those of it. Raises what `act` raises, and
-    `OSError` where the namespace cannot be entered.
+    ``/proc/sysvipc`` are those of it. Raises what `act` raises, and `OSError` where the namespace cannot be entered.
     """
+
+    def enter() -> T:
+        descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _succeed(_libc.setns(descriptor, ANY_KIND), str(namespace))
+        finally:
+            os.close(descriptor)
+        return act()
+
+    return _in_thread(enter)
+
+
+def new_network() -> int:
+    """Make a network namespace that nobody is in; give a descriptor that keeps it. Raises `OSError`. Blocks."""
+
+    def leave() -> int:
+        _succeed(_libc.unshare(CLONE_NEWNET), "unshare")
+        return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+    return _in_thread(leave)
+
+
+def _succeed(result: int, what: str) -> None:
+    if result:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number), what)
+
+
+def _in_thread(act: Callable[[], T]) -> T:
+    """Call `act` in a thread that ends with it; give what it gives, raise what it raises. Blocks."""
     results: list[T] = []
     failures: list[BaseException] = []
 
-    def enter() -> None:
+    def run() -> None:
         try:
-            descriptor = os.open(namespace, os.O_RDONLY | os.O_CLOEXEC)
-            try:
-                if _libc.setns(descriptor, ANY_KIND):
-                    number = ctypes.get_errno()
-                    raise OSError(number, os.strerror(number), str(namespace))
-            finally:
-                os.close(descriptor)
             results.append(act())
         except BaseException as error:  # noqa: BLE001 # handed on to the caller
             failures.append(error)
 
-    thread = threading.Thread(target=enter, name="in another namespace", daemon=True)
+    thread = threading.Thread(target=run, name="in another namespace", daemon=True)
     thread.start()
     thread.join()
     if failures:
         raise failures[0]
     return results[0]
-
-
-def new_network() -> int:
-    """Make a network namespace that nobody is in; give a descriptor that keeps it. Raises `OSError`. Blocks."""
-    made: list[int] = []
-    failures: list[OSError] = []
-
-    def leave() -> None:
-        try:
-            if _libc.unshare(CLONE_NEWNET):
-                number = ctypes.get_errno()
-                raise OSError(number, os.strerror(number))
-            made.append(os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC))
-        except OSError as error:
-            failures.append(error)
-
-    thread = threading.Thread(target=leave, name="in a new namespace", daemon=True)
-    thread.start()
-    thread.join()
-    if failures:
-        raise failures[0]
-    return made[0]
 
 
 def path_of(descriptor: int) -> str:

@@ -83,7 +83,7 @@ async def test_the_order_that_makes_it_safe(pair: Pair) -> None:
     order = [
         "destination network.fence", "destination network.add", "source network.fence", "source engine.dump",
         "destination engine.restore",
-        "source network.remove", "source tree.kill",
+        "source network.remove", "source tree.silence", "source tree.kill",
         "destination copy.run", "destination network.unfence", "destination network.announce",
     ]  # fmt: skip
     assert [act for act in both if act in order][: len(order)] == order

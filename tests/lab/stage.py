@@ -16,6 +16,7 @@ from typing import Any
 
 from phaul.lab.cluster import Lab
 from phaul.lab.host import Host
+from phaul.workloads.obstacles.tasks import CAP_SYS_RESOURCE
 
 from . import remains
 from .clients import Numbering
@@ -257,3 +258,13 @@ def _clear(host: Host) -> None:
     """Remove what a workload leaves behind by itself when it is killed: the names of its sockets."""
     for left in host.path(SOCKETS).iterdir():
         left.unlink()
+
+
+def may_use_resources(host: Host) -> bool:
+    """Whether root of a host has CAP_SYS_RESOURCE: to dump others' processes, to spare its own when memory runs out.
+
+    Machines that are containers themselves give their root less. Virtual machines of the lab have it all.
+    """
+    status = host.path(f"/proc/{host.agent_pid}/status").read_text()
+    (capabilities,) = (line.split()[1] for line in status.splitlines() if line.startswith("CapEff:"))
+    return bool(int(capabilities, 16) & CAP_SYS_RESOURCE)

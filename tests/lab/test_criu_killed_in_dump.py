@@ -17,7 +17,7 @@ import pytest
 from .clients import Numbering
 from .faults.injection import criu_of
 from .moves import Move
-from .stage import Stage
+from .stage import Stage, may_use_resources
 from .witness import wait_until
 
 KILLS = 40
@@ -31,7 +31,6 @@ BLOCKS = 5
 # are not its own, and it ends: nobody can help it. Seen once in 280 kills.
 DIED_AT_MOST = 2
 SPARED = -1000  # OOM_SCORE_ADJ_MIN, linux/oom.h
-CAP_SYS_RESOURCE = 24  # to lower it: proc_pid_oom_score_adj(5). Root of some containers is without
 
 
 @contextmanager
@@ -47,19 +46,13 @@ def oom_score(stage: Stage, pid: int) -> int:
     return int(stage.a.path(f"/proc/{pid}/oom_score_adj").read_text())
 
 
-def may_spare(stage: Stage) -> bool:
-    lines = stage.a.path(f"/proc/{stage.a.agent_pid}/status").read_text().splitlines()
-    (capabilities,) = (line.split()[1] for line in lines if line.startswith("CapEff:"))
-    return bool(int(capabilities, 16) >> CAP_SYS_RESOURCE & 1)
-
-
 def kill_in_the_dump(stage: Stage, pid: int, delay_seconds: float) -> Move:
     """Move, and kill CRIU so long after it has put the connection into repair mode."""
     with Move(stage.a, pid, "b", stage.ip4) as move:
         images = stage.a.path(f"/run/phaul/images/{move.id}")
         wait_until(lambda: move.over or any(images.glob("tcp-stream-*")), "no connection was dumped")
         criu = criu_of(stage.a)
-        assert oom_score(stage, criu) == (SPARED if may_spare(stage) else 0), "the kernel may choose it"
+        assert oom_score(stage, criu) == (SPARED if may_use_resources(stage.a) else 0), "the kernel may choose it"
         time.sleep(delay_seconds)
         stage.a.kill(criu)
         return move.wait()

@@ -15,8 +15,9 @@ import pytest
 from phaul.lab.host import Host
 
 from .clients import Numbering
+from .faults.link import limit
 from .moves import Move, migrate, phaul
-from .stage import DEVICE, Stage
+from .stage import Stage
 from .witness import longest_gap, wait_until
 
 PORT = 5000
@@ -26,7 +27,7 @@ WATCHED_MIB = 96  # a second and a bit, slowed
 RUNS_AGAIN_SECONDS = 1.0  # what the project promises
 HELD_FILE = "/srv/data/held"
 HELD_CONTENT = "the content of a file that is held open"
-FAST = "100gbit"
+FAST, BURST = "100gbit", "256kb"
 SLOW_MEBIT_PER_SECOND = 800  # so that a GiB takes ten seconds, and there is a middle of the migration
 CANCELLED_STATUS = 25
 RESTORE_STATUS = 23
@@ -219,29 +220,12 @@ def stop_criu(host: Host) -> list[int]:
 
 @contextmanager
 def slowed(stage: Stage) -> Iterator[None]:
-    """Let a send to b no faster than this. What goes to the client is let through: a full queue would lose ticks.
-
-    The queue stays when it is over, as fast as can be: with it a tick would go now and then (seen with Linux 6.18: one
-    in five times, of a tick each 2 ms).
-    """
-    fast, slow = (
-        f"class replace dev {DEVICE} parent 1: classid 1:4 htb burst 256kb rate {rate}"
-        for rate in (FAST, f"{SLOW_MEBIT_PER_SECOND}mbit")
-    )
-    if "htb" not in stage.a.exec(["tc", "qdisc", "show", "dev", DEVICE]).stdout:
-        lines = [
-            f"qdisc add dev {DEVICE} root handle 1: htb",  # what no filter names is not delayed
-            slow,
-            f"filter add dev {DEVICE} parent 1: prio 1 protocol ip u32 match ip dst {stage.b.ip4}/32 flowid 1:4",
-            f"filter add dev {DEVICE} parent 1: prio 2 protocol ipv6 u32 match ip6 dst {stage.b.ip6}/128 flowid 1:4",
-        ]
-        stage.a.exec(["tc", "-batch", "-"], input="\n".join(lines) + "\n")
-    else:
-        stage.a.exec(["tc", *slow.split()])
+    """Let a send to b no faster than this. The queue stays when it is over, as fast as can be: see `limit`."""
+    limit(stage.a, stage.b, f"{SLOW_MEBIT_PER_SECOND}mbit", BURST)
     try:
         yield
     finally:
-        stage.a.exec(["tc", *fast.split()])
+        limit(stage.a, stage.b, FAST, BURST)
 
 
 class Terminal:

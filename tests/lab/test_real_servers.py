@@ -15,14 +15,13 @@ import pytest
 from phaul.lab import tools_image
 from phaul.lab.cluster import Lab
 from phaul.lab.host import Host
-from phaul.workloads.obstacles.tasks import CAP_SYS_RESOURCE
 
 from .boxes import on_bridges
 from .clients import Typing
 from .conftest import unique_name
 from .moves import Move, migrate
 from .programs.not_root import USER
-from .stage import WORKLOAD_LOG, Stage
+from .stage import WORKLOAD_LOG, Stage, may_use_resources
 from .witness import wait_until
 
 IMAGE = tools_image.find()
@@ -105,7 +104,7 @@ def server(stage: Stage) -> Iterator[Server]:
     try:
         stage.a.exec([*as_user, f"{programs}/initdb", "--auth=trust", "-D", DATA])
         stage.a.exec(["sh", "-c", f"echo host all all 10.77.0.0/24 trust >>{DATA}/pg_hba.conf"])
-        if not may_dump_other_users(stage.a):
+        if not may_use_resources(stage.a):
             as_user = ["python3", "-m", "witness.not_root"]
             stage.a.exec(["chown", "-R", str(USER), DATA])
         settings = [word for each in SETTINGS for word in ("-c", each)]
@@ -136,13 +135,6 @@ def moved(stage: Stage, pid: int) -> Move:
         assert (move.error["code"], move.error["where"]) == ("TransferError", "source"), move.told()
         assert stage.a.running(pid)
     return move
-
-
-def may_dump_other_users(host: Host) -> bool:
-    """Whether root has CAP_SYS_RESOURCE on this machine."""
-    capabilities = re.search(r"(?m)^CapEff:\s*(\w+)$", host.path(f"/proc/{host.agent_pid}/status").read_text())
-    assert capabilities
-    return bool(int(capabilities[1], 16) & CAP_SYS_RESOURCE)
 
 
 def shut_down(host: Host, pid: int) -> None:

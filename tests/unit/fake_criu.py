@@ -24,7 +24,8 @@ class FakeCriu:
     Steps: ("notify", STAGE[, PID]) sends a NOTIFY and waits for the answer, a refusal is followed by a failure reply;
     ("reply", SUCCESS[, MESSAGE]); ("repeat_reply", COUNT, SUCCESS) sends as many; ("garbage",); ("die",) by SIGKILL;
     ("hang",) whatever happens to the socket; ("channel",) waits for the end of the page channel;
-    ("fork_helper",); ("note", TEXT). After the last step it ends. Before the first it waits for the request.
+    ("fork_helper",); ("nap", SECONDS); ("note", TEXT). After the last step it ends. Before the first it waits for the
+    request.
     """
 
     def __init__(self, directory: Path, *steps: Step, reads_request: bool = True) -> None:
@@ -129,6 +130,9 @@ class _Script:
     def die(self) -> NoReturn:
         os.kill(os.getpid(), signal.SIGKILL)
         raise AssertionError
+
+    def nap(self, seconds: float) -> None:
+        time.sleep(seconds)
 
     def fork_helper(self) -> None:
         """A child that sleeps and has all that this one has open, as CRIU's tests of the kernel do."""

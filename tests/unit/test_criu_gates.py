@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -58,7 +58,7 @@ class Freeze:
             raise self._failure
 
 
-def dump(fake: FakeCriu, channel: socket.socket, freeze: Freeze | None = None) -> CriuDump:
+def dump(fake: FakeCriu, channel: socket.socket, freeze: Callable[[int], Awaitable[None]] | None = None) -> CriuDump:
     options = rpc_pb2.Options(images_dir_fd=3, ps=rpc_pb2.PageServer(fd=channel.fileno()))
     request = rpc_pb2.Request(type=rpc_pb2.DUMP, opts=options)
     logs = Path(fake.path).parent
@@ -96,6 +96,22 @@ async def test_a_dump_is_held_and_passed(tmp_path: Path, channel: socket.socket)
         await held.release_killed()
     assert fake.notes == ["request DUMP", *passed(*UP_TO_DUMPED), "replied True"]
     assert not fake.running
+
+
+NAP_SECONDS = 0.3
+
+
+async def test_the_freeze_begins_when_the_root_task_ran_last(tmp_path: Path, channel: socket.socket) -> None:
+    """Past its `pre-dump` stage CRIU looks at the host first; here it never seizes anybody."""
+    fake = FakeCriu(tmp_path, DUMP[0], ("nap", NAP_SECONDS), *DUMP[1:])
+    asked_us: list[int] = []
+
+    async def freeze(_pid: int) -> None:
+        asked_us.append(gates._now_us())
+
+    async with dump(fake, channel, freeze) as held:
+        assert held.frozen_since_us - asked_us[0] > NAP_SECONDS * 1e6 / 2
+        await held.release_killed()
 
 
 async def test_a_dump_is_held_and_refused(tmp_path: Path, channel: socket.socket) -> None:

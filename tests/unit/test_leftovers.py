@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from phaul.criu import leftovers
-from phaul.criu.leftovers import boot_ticks, end_leftovers
+from phaul.criu.leftovers import boot_ticks, end_helpers, end_leftovers
+from phaul.criu.session import CriuGoneError, CriuSession
 from phaul.system import procfs
+from phaul.system.children import PR_SET_CHILD_SUBREAPER
+from tests.unit.fake_criu import FakeCriu
 from tests.unit.process_trees import Start
 
 
@@ -40,6 +46,29 @@ async def test_another_ones_child_is_left_alone(start: Start) -> None:
     (_, grandchild) = procfs.walk_tree(child.pid)
     await end_leftovers(grandchild, since)
     assert procfs.read_stat(grandchild).state != "Z"
+
+
+async def test_what_a_killed_criu_has_forked_is_killed_and_no_other_child(tmp_path: Path, start: Start) -> None:
+    other = start("", session=False)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0  # as the agent is
+    try:
+        fake = FakeCriu(tmp_path, ("fork_helper",), ("die",), reads_request=False)
+        async with await CriuSession.start(fake.path) as session:
+            with pytest.raises(CriuGoneError):
+                await session.receive()
+        (helper,) = (int(line.split()[1]) for line in fake.notes if line.startswith("helper "))
+        end_helpers(other.pid)  # a group in which there is no helper
+        assert not procfs.read_stat(helper).is_dead
+        end_helpers(session.pid)
+        async with asyncio.timeout(10):
+            while not procfs.read_stat(helper).is_dead:
+                await asyncio.sleep(0.01)
+        _, status = os.waitpid(helper, 0)
+        assert os.WTERMSIG(status) == signal.SIGKILL
+    finally:
+        libc.prctl(PR_SET_CHILD_SUBREAPER, 0, 0, 0, 0)
+    assert other.poll() is None
 
 
 async def test_where_nothing_is_left_nothing_happens(start: Start) -> None:

@@ -17,6 +17,8 @@ from tests.lab.witness import Witness, wait_until
 
 from .machines import AGENT, CHILDREN, PATIENCE_SECONDS, Workload, control_group, main_pid, migrate, wait_active
 
+SPARED = "-1000\n"  # OOM_SCORE_ADJ_MIN, linux/oom.h: the kernel ends all others first
+
 
 def restart(host: VirtualHost) -> None:
     host.systemctl("restart", AGENT)
@@ -102,6 +104,7 @@ def test_what_works_for_the_agent_is_not_in_its_unit(machines: Lab, witness: Wit
         children = a.path(f"/proc/{agent}/task/{agent}/children").read_text().split()
         names = {int(pid): a.path(f"/proc/{pid}/comm").read_text().strip() for pid in children}
         assert "criu" in names.values()
+        assert {a.path(f"/proc/{pid}/oom_score_adj").read_text() for pid in names} == {SPARED}, "CRIU and the keeper"
         assert {control_group(a, pid) for pid in names} == {f"{CHILDREN}{pid}" for pid in names}
         a.configure_agent()
         a.kill(agent, signal.SIGCONT)

@@ -13,7 +13,25 @@ from phaul.lab.records import ProcessRecord
 
 DEVICE = "eth0"
 SLOW = "1mbit"
+BURST = "32kb"
 UNDER_WAY = "100mbit"  # 24 MiB take two seconds, so that there is a middle
+
+
+def limit(host: Host, other: Host, rate: str, burst: str) -> None:
+    """Let a host send to another only so fast; what goes to the client is let through. A second time only changes it.
+
+    With a queue that is put up or taken away a packet to others goes now and then: 26 of 6,000 in 119 times (6.18).
+    """
+    change = f"class replace dev {DEVICE} parent 1: classid 1:4 htb rate {rate} burst {burst}"
+    lines = [change]
+    if "htb" not in host.exec(["tc", "qdisc", "show", "dev", DEVICE]).stdout:
+        lines = [
+            f"qdisc add dev {DEVICE} root handle 1: htb",  # what no filter names is not delayed
+            change,
+            f"filter add dev {DEVICE} parent 1: prio 1 protocol ip u32 match ip dst {other.ip4}/32 flowid 1:4",
+            f"filter add dev {DEVICE} parent 1: prio 2 protocol ipv6 u32 match ip6 dst {other.ip6}/128 flowid 1:4",
+        ]
+    host.exec(["tc", "-batch", "-"], input="\n".join(lines) + "\n")
 
 
 class Link:
@@ -40,17 +58,9 @@ class Link:
 
     def slow(self, rate: str) -> None:
         """Let each host send to the other only so fast; what goes to the client is let through."""
-        if self._slowed:
-            self.heal()
         for host, other in zip(self._hosts, reversed(self._hosts), strict=True):
-            lines = [
-                f"qdisc add dev {DEVICE} root handle 1: htb",  # what no filter names is not delayed
-                f"class add dev {DEVICE} parent 1: classid 1:4 htb rate {rate} burst 32kb",
-                f"filter add dev {DEVICE} parent 1: prio 1 protocol ip u32 match ip dst {other.ip4}/32 flowid 1:4",
-                f"filter add dev {DEVICE} parent 1: prio 2 protocol ipv6 u32 match ip6 dst {other.ip6}/128 flowid 1:4",
-            ]
-            host.exec(["tc", "-batch", "-"], input="\n".join(lines) + "\n")
-            self._slowed.append(host)
+            limit(host, other, rate, BURST)
+        self._slowed = list(self._hosts)
 
     def _isolate(self, state: str) -> None:
         for host in self._hosts:
