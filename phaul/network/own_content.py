@@ -74,8 +74,8 @@ async def make(
         settings = tuple(SettingFacts(name, value) for name, value in content["configuration"])
         if odd := oddity(NetworkFacts(settings=settings)):
             raise ValueError(f"it has {odd}")
-        if not all(PLAIN_DEVICE.fullmatch(name) for name in content["up"]):
-            raise ValueError("it has a device of an odd name")
+        if odd_names := [name for name in content["up"] if not PLAIN_DEVICE.fullmatch(name)]:
+            raise ValueError(f"it has a device of an odd name: {odd_names[0]!r}")
         for link in network.links:
             await ipvlan.make(link, namespace)
         refused = await asyncio.to_thread(write, root_pid, network.settings + settings)

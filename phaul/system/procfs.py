@@ -294,8 +294,8 @@ def read_link(pid: int, name: str) -> str:
 
 
 def thread_ids(pid: int) -> tuple[int, ...]:
-    """Give every thread of a process, ascending."""
-    return tuple(sorted(int(name) for name in os.listdir(PROC / str(pid) / "task")))
+    """Give every thread of a process: its leader first, though numbers may have begun anew, then ascending."""
+    return tuple(sorted(map(int, os.listdir(PROC / str(pid) / "task")), key=lambda tid: (tid != pid, tid)))
 
 
 def walk_tree(root_pid: int) -> list[int]:

@@ -33,10 +33,10 @@ def test_a_server_gets_a_new_address_and_its_clients_are_told(stage: Stage) -> N
     with Numbering(stage.client, (stage.b.ip4, PORT)) as client:
         stage.wait_exchange(client)
         assert errors(client) == [""]
-        # No tick is lost or doubled; the error is the server's of the connection that was closed.
+        # No tick is lost or doubled; the server hears of the end as it comes to it, as an end of file or as an error.
         stage.witness.wait_ticks(pid, 40, since=move.ended, sender=stage.b.ip4)
         found = faults(stage.witness.ticks(pid), [stage.a.ip4, stage.b.ip4])
-        assert found == ["stream 0: found 1 errors itself"]
+        assert found in ([], ["stream 0: found 1 errors itself"])
 
 
 def test_what_cannot_be_had_is_refused(stage: Stage) -> None:

@@ -90,6 +90,13 @@ def test_this_process_is_read_as_it_is(tmp_path: Path) -> None:
         assert found[plain.fileno()].protocol == "TCP"
 
 
+def test_the_leader_comes_first_though_numbers_began_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for tid in (500, 7, 501):
+        (tmp_path / "500/task" / str(tid)).mkdir(parents=True)
+    monkeypatch.setattr(procfs, "PROC", tmp_path)
+    assert procfs.thread_ids(500) == (500, 7, 501)
+
+
 def test_ids_are_taken_by_processes_threads_groups_and_sessions() -> None:
     free = int(Path("/proc/sys/kernel/pid_max").read_text()) - 1
     wanted = {os.getpid(), os.getpgid(0), os.getsid(0)} - {0}  # 0: a group of another PID namespace
