@@ -19,7 +19,7 @@ from phaul.errors import LabError, UsageError
 from phaul.lab import building, cgroups, commands, image, machine, network, trust, vm_code, vm_image
 from phaul.lab.host import HOST_PATH, SHARED_NAME, Host, recorded
 from phaul.lab.namespace_host import NamespaceHost
-from phaul.lab.records import STATE_ROOT, HostDescription, LabDescription, ProcessRecord
+from phaul.lab.records import STATE_ROOT, USUAL_SIZE, HostDescription, LabDescription, MachineSize, ProcessRecord
 from phaul.lab.vm_host import VirtualHost
 from phaul.lab.vm_image import VmImage
 
@@ -57,6 +57,7 @@ class Lab:
         *,
         virtual: bool = False,
         bare: bool = False,
+        size: MachineSize = USUAL_SIZE,
         agents: bool = True,
         image_directory: Path | None = None,
         progress: building.Progress = lambda line: None,
@@ -69,6 +70,7 @@ class Lab:
             hosts: names of the hosts; the client is there always.
             virtual: the hosts are virtual machines; the client is none.
             bare: and have nothing of phaul, no CRIU, and no agents: a Debian with an SSH server.
+            size: of each virtual machine.
             image_directory: another image than the usual one.
             agents: start an agent on each host and wait until it serves.
             progress: told one line per step that takes long.
@@ -76,10 +78,10 @@ class Lab:
         Nothing is left of a lab that fails to come up.
         """
         _check_names(name, hosts)
-        machine.check(virtual=virtual)
+        machine.check(virtual=virtual, size=size)
         chosen_image = image_directory or image.ensure(progress)
         machines = str(vm_image.ensure(progress).directory) if virtual else ""
-        description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT), machines, bare)
+        description = LabDescription(name, str(chosen_image), network.describe(hosts, CLIENT), machines, bare, size)
         directory = _make_directory(name)
         lab = cls(description)
         try:
@@ -163,7 +165,7 @@ class Lab:
             return NamespaceHost(description, self.directory)
         machines = VmImage(Path(self.description.machines))
         switch = self.directory / f"{SWITCH}.process"
-        return VirtualHost(description, self.directory, machines, switch, bare=self.description.bare)
+        return VirtualHost(description, self.directory, machines, switch, self.description)
 
     def _start(self, chosen_image: Path, progress: building.Progress) -> None:
         deadline = time.monotonic() + START_DEADLINE_SECONDS

@@ -10,14 +10,18 @@ import platform
 from pathlib import Path
 
 from phaul.errors import LabError, UsageError
+from phaul.lab.records import USUAL_SIZE, MachineSize
 
-VIRTUAL_MEMORY_MIB = 5 << 10  # twice `qemu.MEMORY_MIB`, and QEMU's own
+QEMU_MIB = 512  # beside what a virtual machine has
 
 _NAMESPACES = ("mnt", "pid", "net", "uts", "ipc", "cgroup")
 
 
-def missing(*, virtual: bool = False) -> str:
-    """Why there can be no lab on this machine, as one sentence; "" when there can. `virtual`: of virtual machines."""
+def missing(*, virtual: bool = False, size: MachineSize = USUAL_SIZE) -> str:
+    """Why there can be no lab on this machine, as one sentence; "" when there can.
+
+    `virtual`: of two virtual machines, each of that size.
+    """
     if os.geteuid() != 0:
         return "The lab makes namespaces and mounts, for which one has to be root."
     absent = [name for name in _NAMESPACES if not Path(f"/proc/self/ns/{name}").exists()]
@@ -29,8 +33,9 @@ def missing(*, virtual: bool = False) -> str:
         return f"Virtual machines are emulated for x86-64 only; this is {platform.machine()}."
     if virtual and not Path("/dev/net/tun").exists():
         return "This machine has no /dev/net/tun, with which virtual machines are joined."
-    if virtual and (memory := memory_mib()) < VIRTUAL_MEMORY_MIB:
-        return f"Two virtual machines need {VIRTUAL_MEMORY_MIB} MiB of memory; {memory} are free."
+    needed = 2 * (size.memory_mib + QEMU_MIB)
+    if virtual and (memory := memory_mib()) < needed:
+        return f"Two virtual machines need {needed} MiB of memory; {memory} are free."
     return ""
 
 
@@ -40,10 +45,10 @@ def memory_mib() -> int:
     return next(int(line.split()[1]) >> 10 for line in lines if line.startswith("MemAvailable:"))
 
 
-def check(*, virtual: bool = False) -> None:
+def check(*, virtual: bool = False, size: MachineSize = USUAL_SIZE) -> None:
     """Raise when there can be no lab on this machine."""
     if os.geteuid() != 0:
         raise UsageError(missing(), hint="Run it again as root.")
-    reason = missing(virtual=virtual)
+    reason = missing(virtual=virtual, size=size)
     if reason:
         raise LabError(reason)

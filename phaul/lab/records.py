@@ -39,6 +39,17 @@ class HostDescription:
 
 
 @dataclass(frozen=True, slots=True)
+class MachineSize:
+    """What each virtual machine of a lab has."""
+
+    memory_mib: int = 2048
+    processors: int = 1
+
+
+USUAL_SIZE = MachineSize()
+
+
+@dataclass(frozen=True, slots=True)
 class LabDescription:
     """What a lab is made from; the only thing that is written as JSON."""
 
@@ -47,6 +58,7 @@ class LabDescription:
     hosts: tuple[HostDescription, ...]  # the client is the last one
     machines: str = ""  # directory of what virtual machines start from; "" where the hosts are namespaces
     bare: bool = False  # virtual machines without anything of phaul
+    size: MachineSize = USUAL_SIZE
 
     def write(self, directory: Path) -> None:
         """Write it whole: who reads never sees half of it."""
@@ -60,7 +72,8 @@ class LabDescription:
         data = json.loads((directory / DESCRIPTION_FILE).read_text())
         try:
             hosts = tuple(HostDescription(**host) for host in data["hosts"])
-            return cls(data["name"], data["image"], hosts, data.get("machines", ""), data.get("bare", False))
+            size = MachineSize(**data.get("size", {}))
+            return cls(data["name"], data["image"], hosts, data.get("machines", ""), data.get("bare", False), size)
         except (KeyError, TypeError) as error:
             raise ValueError(f"{directory / DESCRIPTION_FILE} is not the description of a lab") from error
 

@@ -31,7 +31,7 @@ from phaul.lab.host import (
     environment,
     recorded,
 )
-from phaul.lab.records import HostDescription, ProcessRecord
+from phaul.lab.records import HostDescription, LabDescription, ProcessRecord
 from phaul.lab.vm_image import VmImage
 
 BOOT_SECONDS = 400.0  # 15 s are usual, from a snapshot one; on a busy machine many times that
@@ -45,14 +45,15 @@ class VirtualHost(Host):
     """A virtual machine. The recorded process is QEMU."""
 
     def __init__(
-        self, description: HostDescription, directory: Path, image: VmImage, switch: Path, *, bare: bool = False
+        self, description: HostDescription, directory: Path, image: VmImage, switch: Path, lab: LabDescription
     ) -> None:
         super().__init__(description, directory)
         self._image = image
         self._switch = switch  # the record of the process that keeps the bridge's network namespace
         self._monitor = directory / f"{self.name}.monitor"
         self._address = network.management_address(description)
-        self._bare = bare
+        self._bare = lab.bare
+        self._size = lab.size
 
     @cached_property
     def _channel(self) -> GuestChannel:
@@ -86,9 +87,8 @@ class VirtualHost(Host):
         """Start the machine; it is up once `wait_up` has returned."""
         taps = {network.tap(self.name): self.mac, network.management_tap(self.name): network.management_mac(self.mac)}
         snapshot = self._snapshot(hosts)
-        argv = qemu.command_line(
-            self._image, taps, self._settings(hosts), self.log.with_suffix(".console"), self._monitor, snapshot
-        )
+        console = self.log.with_suffix(".console")
+        argv = qemu.command_line(self._image, self._size, taps, self._settings(hosts), console, self._monitor, snapshot)
         enter = [commands.find("nsenter"), "--target", str(self._switch_pid), "--net", "--"]
         command = recorded(self.record_file, group, [*enter, "/bin/sh", "-c", _EXECED, "vm", *argv])
         return commands.start_detached(command, self.log, env={"PATH": HOST_PATH})
@@ -239,7 +239,7 @@ class VirtualHost(Host):
 
     def _snapshot(self, hosts: Sequence[HostDescription]) -> Path:
         """Where the machine's state after its start is kept: one for each set of settings."""
-        settings = repr((self._settings(hosts), self.mac, qemu.fingerprint(), self._warm_up))
+        settings = repr((self._settings(hosts), self.mac, self._size, qemu.fingerprint(), self._warm_up))
         key = hashlib.sha256(settings.encode()).hexdigest()[:12]
         return self._image.directory / f"{self.name}-{key}.state"
 

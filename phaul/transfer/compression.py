@@ -106,8 +106,9 @@ def measure(sample: Iterable[bytes]) -> Compressibility | None:
 def choose(link_bytes_per_second: float, sample: Compressibility) -> bool:
     """Say whether compressed content arrives sooner, by enough to trust it.
 
-    The slower a link, the sooner this is true: what is chosen at a rate is chosen at every lower one.
+    The slower a link, the sooner this is true: what is chosen at a rate is chosen at every lower one but 0, which says
+    that nobody knows it.
     """
     through_relay = 1 / (1 / sample.bytes_per_second + 1 / RELAY_COPIES)
     compressed = min(through_relay, link_bytes_per_second * sample.ratio)
-    return link_bytes_per_second <= FAST_LINK and compressed >= WORTH_WHILE * link_bytes_per_second
+    return 0 < link_bytes_per_second <= FAST_LINK and compressed >= WORTH_WHILE * link_bytes_per_second

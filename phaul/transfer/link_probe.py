@@ -70,7 +70,7 @@ def rate_of(marks: Sequence[Mark], kernel: float = 0) -> float:
     for number in (1, 2, 3):
         began = next(mark for mark in marks if mark[1] >= first + number * quarter)
         over = next((mark for mark in marks if mark[1] >= began[1] + quarter), (end, last))
-        if over[0] > began[0]:
+        if over[0] > began[0] and over[1] > began[1]:  # all the rest may have come between two marks
             rates.append((over[1] - began[1]) / (over[0] - began[0]))
     whole = (last - first) / max(end - marks[0][0], 1e-6)
     best = max(rates, default=whole)

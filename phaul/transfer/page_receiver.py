@@ -19,16 +19,20 @@ from phaul.system.task_memory import RunningDigests, own_pages
 from phaul.transfer import page_protocol
 from phaul.transfer.page_protocol import Command, Header
 from phaul.transfer.page_store import PageStore, Received
-from phaul.units import MIB
+from phaul.units import KIB, MIB
 
 BUFFER_BYTES = 1 * MIB
+WINDOW_BYTES = 256 * KIB  # of a large run, waited for as a whole: each time costs more than a few KiB are worth
 
 
 class Connection(Protocol):
     """A connected socket, or what reads like one: `page_stream.PageStream`."""
 
-    def recv_into(self, buffer: memoryview, /) -> int:
-        """Receive at least a byte, 0 at the end. May raise `TransferError` as well as OSError."""
+    def recv_into(self, buffer: memoryview, count: int = 0, flags: int = 0, /) -> int:
+        """Receive at least a byte, with MSG_WAITALL rather all, 0 at the end; all that fits where `count` is 0.
+
+        May raise `TransferError` as well as OSError.
+        """
         ...
 
     def sendall(self, data: bytes, /) -> None:
@@ -127,14 +131,14 @@ class PageReceiver:
     def _take(self, descriptor: int, offset: int, count: int, address: int, running: RunningDigests | None) -> None:
         """Write the next `count` bytes of the channel to where they belong, and hash them while they are at hand."""
         while count:
-            window = self._store.window(descriptor, offset, min(count, BUFFER_BYTES))
+            window = self._store.window(descriptor, offset, min(count, WINDOW_BYTES))
             if window is not None and not self._have:
-                here = window[: self._socket.recv_into(window)]
+                here = window[: self._socket.recv_into(window, 0, socket.MSG_WAITALL)]
                 if not here:
                     raise TransferError("the page channel was closed in the middle of the memory")
             else:
                 if not self._have:
-                    self._receive_more("in the middle of the memory")
+                    self._receive_more("in the middle of the memory", count)
                 here = self._have[:count]
                 if window is not None and len(here) <= len(window):
                     window[: len(here)] = here
@@ -169,15 +173,21 @@ class PageReceiver:
         while len(self._have) < count:
             self._receive_more("before its end")
 
-    def _receive_more(self, when: str) -> None:
-        if not self._more():
+    def _receive_more(self, when: str, announced: int = 0) -> None:
+        if not self._more(announced):
             raise TransferError(f"the page channel was closed {when}")
 
-    def _more(self) -> bool:
-        """Receive behind what is not used yet; False where the channel was closed."""
+    def _more(self, announced: int = 0) -> bool:
+        """Receive behind what is not used yet; False where the channel was closed.
+
+        Where a whole window is sure to come, that is waited for.
+        """
         left = len(self._have)
         self._buffer[:left] = bytes(self._have)
-        received = self._socket.recv_into(self._buffer[left:])
+        if announced >= WINDOW_BYTES:
+            received = self._socket.recv_into(self._buffer[left:], WINDOW_BYTES, socket.MSG_WAITALL)
+        else:
+            received = self._socket.recv_into(self._buffer[left:])
         self._have = self._buffer[: left + received]
         return received > 0
 

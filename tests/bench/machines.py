@@ -19,6 +19,7 @@ from rich.table import Table
 
 from phaul.errors import PhaulError
 from phaul.lab.cluster import Lab
+from phaul.lab.records import MachineSize
 from phaul.units import format_bytes, format_us
 from tests.bench import by_hand, by_phaul
 from tests.bench.moves import Move
@@ -29,6 +30,7 @@ from tests.lab.witness import Witness, faults, longest_gap, wait_until
 from tests.vm.machines import PATIENCE_SECONDS, Workload, set_up
 
 PARTS = ("redis", "growth", "by-hand")
+SIZE = MachineSize(memory_mib=6144, processors=2)  # by hand the images and what is restored of them lie side by side
 OPTIONS = ("--mode", "pre-copy", "--on-stall", "freeze", "--max-downtime", "2s")
 
 ADDRESS = "10.77.0.191"
@@ -40,10 +42,11 @@ LARGEST_LAST_DUMP = 0.20  # of the first round
 
 SIZES_MIB = (96, 384)
 PAGES_A_SECOND = 200
+TICK_MS = 5  # under emulation a tick each millisecond takes half a processor
 MOST_GROWTH = 1.5
 GROWTH_MOVES = 3
 
-BY_HAND_MIB = 512
+BY_HAND_MIB = 2048
 BY_HAND_PAIRS = 3
 PRE_DUMPS = 3
 IN_THE_CLEAR = {"PHAUL_INSECURE": "true"}  # as by hand
@@ -59,7 +62,7 @@ def run(parts: Sequence[str], redis_moves: int, *, strict: bool) -> int:
     console = Console(highlight=False)
     reached = True
     try:
-        with Lab.up(f"bench-vm-{os.getpid()}", virtual=True, progress=progress.print) as lab:
+        with Lab.up(f"bench-vm-{os.getpid()}", virtual=True, size=SIZE, progress=progress.print) as lab:
             for host in lab.members:
                 set_up(host)
             if "redis" in parts:
@@ -166,7 +169,7 @@ def growth(scene: Scene, console: Console, say: Say) -> bool:
     table = Table("memory", "downtime", "total", title="Four times the memory at the same rate of writing")
     downtimes = []
     for mib in SIZES_MIB:
-        with scene.workload(mib, pages=PAGES_A_SECOND) as pid:
+        with scene.workload(mib, pages=PAGES_A_SECOND, tick_ms=TICK_MS) as pid:
             found = []
             for number in range(GROWTH_MOVES + 1):
                 source, destination = ("a", "b") if number % 2 == 0 else ("b", "a")
@@ -190,7 +193,7 @@ def against_by_hand(scene: Scene, console: Console, say: Say) -> bool:
     for host in scene.lab.machines:
         host.stop_agent()
         host.start_agent(env=IN_THE_CLEAR)
-    with scene.workload(BY_HAND_MIB, pages=PAGES_A_SECOND) as pid:
+    with scene.workload(BY_HAND_MIB, pages=PAGES_A_SECOND, tick_ms=TICK_MS) as pid:
         places = itertools.cycle((("a", "b"), ("b", "a")))
         for number in range(BY_HAND_PAIRS + 1):
             found: dict[str, Move] = {}

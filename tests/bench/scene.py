@@ -129,10 +129,12 @@ class Scene:
                 stack.callback(conversation.close)
 
     @contextmanager
-    def workload(self, mib: int, place: str = "a", content: str = "random", pages: int = 0) -> Iterator[int]:
+    def workload(
+        self, mib: int, place: str = "a", content: str = "random", pages: int = 0, tick_ms: int = 1
+    ) -> Iterator[int]:
         """Run a workload on a host, with the floating address; give its PID, which it keeps wherever it goes.
 
-        It writes so many `pages` a second.
+        It writes so many `pages` a second, and ticks every `tick_ms`.
         """
         host = self.lab.host(place)
         program = "workload.py"
@@ -140,7 +142,7 @@ class Scene:
             member.path(f"/root/{program}").write_text((PROGRAMS / program).read_text())
         host.exec(["ip", "address", "add", PREFIX, "dev", network.INTERFACE])
         argv = ["python3", f"/root/{program}", str(mib), ADDRESS, self.lab.client.ip4, str(UDP_PORT), str(TCP_PORT)]
-        argv += [content, str(pages)]
+        argv += [content, str(pages), str(tick_ms)]
         pid = host.spawn(argv, log="/dev/null")
         try:
             self.connections += 1

@@ -153,6 +153,7 @@ def test_the_rule_of_thumb() -> None:
     gigabit, text, heap = 117e6, Compressibility(3.3, 450e6), Compressibility(11.6, 1280e6)
     noise = Compressibility(1.0, 2000e6)
     assert choose(gigabit, text)
+    assert not choose(0, text)  # nobody knows
     assert choose(gigabit, heap)
     assert not choose(gigabit, noise)
     assert choose(400e6, heap)

@@ -63,6 +63,10 @@ def test_the_kernel_is_not_asked_where_the_link_is_steady() -> None:
     assert rate_of(marks, 2e9) == pytest.approx(125e6, rel=0.01)
 
 
+def test_what_came_all_at_once_is_not_taken_for_nothing() -> None:
+    assert rate_of([(0.0, 0), (0.1, 0), (0.3, 4 * MIB), (0.5, 4 * MIB)]) == pytest.approx(8 * MIB)
+
+
 def test_nothing_arrived() -> None:
     assert rate_of([(1.0, 5), (2.0, 5)]) == 0
 

@@ -1,9 +1,9 @@
-"""The workload of the benchmark: much random memory, a tick by UDP every millisecond, and one TCP connection.
+"""The workload of the benchmark: much random memory, a tick by UDP every few milliseconds, and one TCP connection.
 
-Run on a lab host as `workload.py MIB OWN_ADDRESS LISTENER UDP_PORT TCP_PORT CONTENT PAGES`; it ends with its TCP
-connection. CONTENT is `random`, or `compressible`: objects of 64 bytes, 24 of them random, as a heap has them. PAGES
-are written each second, one after the other over HOT_MIB of it, with what they hold already. Every tick carries the
-next number. A line on the TCP connection is answered with a checksum of the memory.
+Run on a lab host as `workload.py MIB OWN_ADDRESS LISTENER UDP_PORT TCP_PORT CONTENT PAGES TICK_MS`; it ends with its
+TCP connection. CONTENT is `random`, or `compressible`: objects of 64 bytes, 24 of them random, as a heap has them.
+PAGES are written each second, one after the other over HOT_MIB of it, with what they hold already. Every tick carries
+the next number. A line on the TCP connection is answered with a checksum of the memory.
 """
 
 import os
@@ -16,7 +16,6 @@ import zlib
 MIB = 1 << 20
 PAGE = 4096
 HOT_MIB = 16
-TICK_SECONDS = 0.001
 MOST_AT_ONCE = 64  # pages
 TCP_EVERY_TICKS = 8  # a number goes over the connection as well
 NUMBER = struct.Struct("!Q")
@@ -26,7 +25,7 @@ OBJECT = bytes(range(40))
 
 def main() -> None:
     """Fill the memory, then tick until the connection ends."""
-    mib, own, listener, udp_port, tcp_port, content, pages = sys.argv[1:]
+    mib, own, listener, udp_port, tcp_port, content, pages, tick_ms = sys.argv[1:]
     memory = bytearray(int(mib) * MIB)
     for start in range(0, len(memory), MIB):
         chunk = os.urandom(MIB)
@@ -65,7 +64,7 @@ def main() -> None:
                 if not asked:
                     return
                 connection.sendall(b"crc %d\n" % zlib.crc32(memory))
-        time.sleep(TICK_SECONDS)
+        time.sleep(int(tick_ms) / 1000)
 
 
 main()
