@@ -203,6 +203,8 @@ class Coordinator:
 
     async def _prepare(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> None:
         """Room on both hosts, a keeper and a connection for the memory, before anything is frozen."""
+        self._verification = Verification(self._id, facts, self._host, self._peer)
+        self._undo.add("the hashing of the memory", self._verification.end)
         self._undo.add("images on this host", lambda: self._host.rooms.release(self._id))
         self._images = self._hooks.images = await self._host.rooms.make(self._id, SMALL_IMAGES_BYTES)
         self._keeper = await self._host.workload.keeper(facts)
@@ -229,8 +231,6 @@ class Coordinator:
         self._undo.add("the page channel", as_undo(channel.close))
         self._sending = await Sending.over(channel, self._request, facts, self._host, self._peer)
         await self._keeper.ready()
-        self._verification = Verification(self._id, facts, self._host, self._peer)
-        self._undo.add("the hashing of the memory", self._verification.end)
 
     async def _precopy(self, facts: WorkloadFacts) -> None:
         """Rounds, until what is left is worth a freeze. They may end on another page channel than they began on."""
@@ -260,6 +260,7 @@ class Coordinator:
 
         async def about_to_freeze(engine_pid: int) -> None:
             await self._keeper.watch(engine_pid)
+            await self._verification.ready()
             self._limits.begin("the freeze", self._request.freeze_timeout_seconds)
             await self._journal.write(Mark.FREEZING)
             if self._rounds:
@@ -271,7 +272,6 @@ class Coordinator:
             await self._wire.fence()
 
         await self._sending.begin(frozen=True)
-        await self._verification.ready()
         self._sent_before = self._sending.channel.sent_bytes()
         channel = self._sending.channel
         request = DumpRequest(

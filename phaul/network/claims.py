@@ -7,11 +7,13 @@ there; anybody else is a duplicate. Asks from no address, so that no neighbour l
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import ipaddress
 import socket
 import struct
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 
 import structlog
 
@@ -34,7 +36,10 @@ from phaul.network.neighbours import (
 
 log = structlog.get_logger(__name__)
 
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
 LISTEN_SECONDS = 0.1  # neighbours are on the same segment and answer within a millisecond or so
+LINGER_SECONDS = 0.03  # once somebody has claimed each address, for who else does
 ICMPV6_NEIGHBOUR_SOLICITATION = 135
 NOBODY4, NOBODY6 = ipaddress.IPv4Address(0), ipaddress.IPv6Address(0)
 SOLICITED_NODES = ipaddress.IPv6Address("ff02::1:ff00:0")  # RFC 4291, section 2.7.1
@@ -94,8 +99,9 @@ def read_claim(frame: bytes) -> ClaimFacts | None:
 
 
 async def claims(addresses: Sequence[AddressFacts]) -> tuple[ClaimFacts, ...]:
-    """Ask for each address on its device, and give who says within a tenth of a second that it has one.
+    """Ask for each address on its device, and give who says soon that it has one.
 
+    That takes a tenth of a second, and less where each is claimed: who holds an address answers as fast as others do.
     Never raises: where it cannot be asked, nobody claims anything.
     """
     devices = dict.fromkeys(each.device for each in addresses)
@@ -121,9 +127,13 @@ async def _claims_on(device: str, texts: Sequence[str]) -> list[ClaimFacts]:
                 sockets[0].send(arp_probe(mac, address))
             else:
                 sockets[0].send(neighbour_solicitation(mac, address))
-        listening = [asyncio.create_task(_listen(each, found)) for each in sockets]
+        complete = asyncio.Event()
+        listening = [asyncio.create_task(_listen(each, found, wanted, complete)) for each in sockets]
         try:
-            await asyncio.wait(listening, timeout=LISTEN_SECONDS)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LISTEN_SECONDS):
+                    await complete.wait()
+                    await asyncio.sleep(LINGER_SECONDS)
         finally:
             # Also where the question is given up: the loop would watch the descriptors' numbers when they are others'.
             for task in listening:
@@ -152,9 +162,14 @@ def _open(device: str, kind: int) -> socket.socket:
     return raw
 
 
-async def _listen(raw: socket.socket, found: list[ClaimFacts]) -> None:
+async def _listen(
+    raw: socket.socket, found: list[ClaimFacts], wanted: AbstractSet[Address], complete: asyncio.Event
+) -> None:
+    """Note who claims an address; tell once each of `wanted` was claimed."""
     loop = asyncio.get_running_loop()
     while True:
         claim = read_claim(await loop.sock_recv(raw, FRAME_BYTES))
         if claim is not None:
             found.append(claim)
+            if wanted <= {ipaddress.ip_address(each.address) for each in found}:
+                complete.set()

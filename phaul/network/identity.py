@@ -51,7 +51,7 @@ class HostNetwork:
         return await fence.list_fences()
 
     async def claims(self, addresses: Sequence[AddressFacts]) -> tuple[ClaimFacts, ...]:
-        """Ask the network who has these addresses; takes a tenth of a second."""
+        """Ask the network who has these addresses; takes up to a tenth of a second."""
         return await claims.claims(addresses) if addresses else ()
 
     async def heard(self, macs: Sequence[str]) -> tuple[str, ...]:

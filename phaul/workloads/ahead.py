@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
-from phaul.migration.page_images import Ahead, AheadOfImage
+from phaul.migration.page_images import Ahead, AheadOfImage, Segments
 from phaul.system import procfs
 from phaul.system.memory import page_size_bytes
 from phaul.system.procfs import PROC, Mapping
@@ -20,24 +21,41 @@ from phaul.system.task_memory import CHUNK_BYTES, BlockReader, Runs, blocks_of, 
 ENTRY_BYTES = 8  # of /proc/PID/pagemap
 IN_MEMORY = bytes(int(byte & 0xC0 != 0) for byte in range(256))  # of an entry's top byte: present, or swapped
 PAGES_AT_ONCE = 1 << 15
+THREADS = 2  # copying and hashing go on without the interpreter's lock; more would take too much from the workload
+PART_BLOCKS = 256  # 32 MiB, hashed by one thread
 
 
 def hash_ahead(pids: Sequence[int], over: Callable[[], bool]) -> Ahead:
     """Hash the private anonymous memory of these processes, as far as it can be read, until `over`. Blocks."""
     found: dict[str, AheadOfImage] = {}
-    for pid in pids:
-        reader = BlockReader(pid, memory_of_task(pid))
-        blocks: dict[int, tuple[tuple[tuple[int, int], ...], bytes]] = {}
-        try:
-            for number, segments in blocks_of(list(_runs(pid)), page_size_bytes()):
-                if over():
-                    break
-                blocks[number] = segments, digest(reader.read(segments))
-        except OSError:
-            pass  # whatever it is, it comes up again where every page counts
-        finally:
-            reader.close()
-        found[f"pagemap-{pid}.img"] = blocks
+    with ThreadPoolExecutor(THREADS) as threads:
+        for pid in pids:
+            try:
+                blocks = list(blocks_of(list(_runs(pid)), page_size_bytes()))
+            except OSError:
+                blocks = []  # whatever it is, it comes up again where every page counts
+            parts = [blocks[start : start + PART_BLOCKS] for start in range(0, len(blocks), PART_BLOCKS)]
+            image: dict[int, tuple[Segments, bytes]] = {}
+            for hashed in threads.map(lambda part, pid=pid: _hash(pid, part, over), parts):
+                image.update(hashed)
+            found[f"pagemap-{pid}.img"] = image
+    return found
+
+
+def _hash(
+    pid: int, blocks: Sequence[tuple[int, Segments]], over: Callable[[], bool]
+) -> dict[int, tuple[Segments, bytes]]:
+    found: dict[int, tuple[Segments, bytes]] = {}
+    reader = BlockReader(pid, memory_of_task(pid))
+    try:
+        for number, segments in blocks:
+            if over():
+                break
+            found[number] = segments, digest(reader.read(segments))
+    except OSError:
+        pass  # see above
+    finally:
+        reader.close()
     return found
 
 

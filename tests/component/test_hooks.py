@@ -195,7 +195,7 @@ async def test_hooks_of_rollback_run_once_when_the_source_s_agent_dies(two: Two)
     await two.source.kill()
     two.source.machine.fault = lambda _: None
     await two.source.start()
-    await two.source.wait_outcome(agent_pb2.OUTCOME_ROLLED_BACK)
+    await two.source.wait_outcome(agent_pb2.OUTCOME_ROLLED_BACK, "the agent was restarted")  # the new one says so
     await two.destination.wait_outcome(agent_pb2.OUTCOME_ROLLED_BACK)
     for agent in (two.source, two.destination):
         assert [told["PHAUL_STAGE"] for told in agent.machine.hooks_ran] == ["rollback"]

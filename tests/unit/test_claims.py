@@ -15,6 +15,8 @@ from phaul.network import claims as claims_module
 from phaul.network.claims import arp_probe, neighbour_solicitation, read_claim
 from phaul.network.neighbours import ARP_REPLY, ARPHRD_ETHER, gratuitous_arp, neighbour_advertisement
 
+Ask = Callable[[], tuple[asyncio.Task[tuple[ClaimFacts, ...]], list[socket.socket]]]
+
 MAC = bytes.fromhex("525400770001")
 FOUR, SIX = ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv6Address("2001:db8::12:3456")
 
@@ -49,8 +51,8 @@ class Device(socket.socket):
 
 
 @pytest.fixture
-def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], asyncio.Task[object]]]:
-    """Ask over such devices."""
+def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Ask]:
+    """Ask over such devices; gives their other ends, which are there once it was asked."""
     others: list[socket.socket] = []
 
     def opened(_device: str, _kind: int) -> socket.socket:
@@ -60,22 +62,36 @@ def ask(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], asyncio.Task[o
         return Device(fileno=ours.detach())
 
     monkeypatch.setattr(claims_module, "_open", opened)
-    yield lambda: asyncio.create_task(claims_module.claims([AddressFacts(str(FOUR), 24, "eth0")]))
+    yield lambda: (asyncio.create_task(claims_module.claims([AddressFacts(str(FOUR), 24, "eth0")])), others)
     for each in others:
         each.close()
 
 
 @pytest.mark.parametrize("given_up", [True, False])
-async def test_nothing_is_left_of_a_question(ask: Callable[[], asyncio.Task[object]], given_up: bool) -> None:
+async def test_nothing_is_left_of_a_question(ask: Ask, given_up: bool) -> None:
     """A question whose asker died left descriptors in the loop: sockets of their numbers were never heard again."""
     watched = set(asyncio.get_running_loop()._selector.get_map())  # type: ignore[attr-defined]
-    asking = ask()
+    asking, _ = ask()
     await asyncio.sleep(claims_module.LISTEN_SECONDS / 4)
     if given_up:
         asking.cancel()
     await asyncio.wait([asking])
     assert asyncio.all_tasks() == {asyncio.current_task()}
     assert set(asyncio.get_running_loop()._selector.get_map()) == watched  # type: ignore[attr-defined]
+
+
+async def test_it_does_not_wait_for_more_than_all(ask: Ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims_module, "LISTEN_SECONDS", 3600.0)
+    asking, others = ask()
+    while not others:
+        await asyncio.sleep(0)
+    others[0].send(gratuitous_arp(MAC, ipaddress.IPv4Address("192.0.2.9"), ARP_REPLY))
+    await asyncio.sleep(2 * claims_module.LINGER_SECONDS)
+    assert not asking.done()  # that is another address
+    duplicates = [MAC, bytes.fromhex("525400770002")]
+    for mac in duplicates:  # the second comes while it lingers
+        others[0].send(gratuitous_arp(mac, FOUR, ARP_REPLY))
+    assert {claim.mac for claim in await asking} == {mac.hex(":") for mac in duplicates}
 
 
 def test_only_a_stranger_is_a_duplicate() -> None:
