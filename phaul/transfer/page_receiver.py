@@ -19,10 +19,9 @@ from phaul.system.task_memory import RunningDigests, own_pages
 from phaul.transfer import page_protocol
 from phaul.transfer.page_protocol import Command, Header
 from phaul.transfer.page_store import PageStore, Received
-from phaul.units import KIB, MIB
+from phaul.units import MIB
 
-BUFFER_BYTES = 1 * MIB
-WINDOW_BYTES = 256 * KIB  # of a large run, waited for as a whole: each time costs more than a few KiB are worth
+BUFFER_BYTES = 1 * MIB  # of a large run, waited for as a whole: what comes by itself is a few KiB each time
 
 
 class Connection(Protocol):
@@ -131,7 +130,7 @@ class PageReceiver:
     def _take(self, descriptor: int, offset: int, count: int, address: int, running: RunningDigests | None) -> None:
         """Write the next `count` bytes of the channel to where they belong, and hash them while they are at hand."""
         while count:
-            window = self._store.window(descriptor, offset, min(count, WINDOW_BYTES))
+            window = self._store.window(descriptor, offset, min(count, BUFFER_BYTES))
             if window is not None and not self._have:
                 here = window[: self._socket.recv_into(window, 0, socket.MSG_WAITALL)]
                 if not here:
@@ -180,14 +179,12 @@ class PageReceiver:
     def _more(self, announced: int = 0) -> bool:
         """Receive behind what is not used yet; False where the channel was closed.
 
-        Where a whole window is sure to come, that is waited for.
+        Where enough to fill the buffer is `announced`, that is waited for.
         """
         left = len(self._have)
         self._buffer[:left] = bytes(self._have)
-        if announced >= WINDOW_BYTES:
-            received = self._socket.recv_into(self._buffer[left:], WINDOW_BYTES, socket.MSG_WAITALL)
-        else:
-            received = self._socket.recv_into(self._buffer[left:])
+        whole = announced >= BUFFER_BYTES - left
+        received = self._socket.recv_into(self._buffer[left:], 0, socket.MSG_WAITALL if whole else 0)
         self._have = self._buffer[: left + received]
         return received > 0
 
