@@ -27,6 +27,7 @@ from phaul.install.target import DEFAULT_USER, Login, SshTarget
 CONNECT_SECONDS = 60.0  # each of: the connection, the server's greeting, the log-in
 KEEPALIVE_SECONDS = 10
 COMMAND_SECONDS = 900.0  # a package manager on a slow host
+LAST_WORDS_SECONDS = 2.0  # for what a command has printed, once its status is there
 CHUNK_BYTES = 1 << 18
 SSH_PORT = 22
 PASSWORD_VARIABLE = "PHAUL_SSH_PASSWORD"
@@ -214,13 +215,23 @@ class _UnknownKey(paramiko.MissingHostKeyPolicy):
 
 
 def _converse(channel: paramiko.Channel, data: bytes, deadline: float) -> Done:
-    """Write the input and read both outputs at once, until the command has ended."""
+    """Write the input and read both outputs at once, until the command has ended.
+
+    Its status may come before the last of what it printed (RFC 4254, section 6.10, asks for no order). So the end of
+    the output is waited for as well; not for long, as a process in the background may keep it open.
+    """
+    ended_at: float | None = None
     output, complaints = bytearray(), bytearray()
     rest = memoryview(data)
     if not rest:
         channel.shutdown_write()
     channel.setblocking(False)
     while True:
+        if ended_at is None and channel.exit_status_ready():
+            ended_at = time.monotonic()
+        complete = ended_at is not None and (
+            channel.eof_received or channel.closed or time.monotonic() > ended_at + LAST_WORDS_SECONDS
+        )
         moved = False
         while channel.recv_ready():
             output += channel.recv(CHUNK_BYTES)
@@ -235,7 +246,7 @@ def _converse(channel: paramiko.Channel, data: bytes, deadline: float) -> Done:
                 channel.shutdown_write()
         if moved:
             continue
-        if channel.exit_status_ready() and not channel.recv_ready() and not channel.recv_stderr_ready():
+        if complete:
             status = channel.recv_exit_status()
             if status < 0:  # no status came: the connection went away, or the command was killed by a signal
                 raise SshError("the command ended without a status: killed, or the connection broke")

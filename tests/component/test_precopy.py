@@ -161,7 +161,7 @@ async def test_a_throttled_workload_gets_its_quota_back(pair: Pair) -> None:
     machine = pair.source.machine
     machine.trees[PID].while_sent = writes(*range(600))  # type: ignore[assignment]
     # Just more than what the fake engine's rounds say of the fixed costs: pages could fit, if there were fewer.
-    events = await migrate(pair, max_downtime_seconds=0.0103, on_stall=facts_pb2.ON_STALL_THROTTLE)
+    events = await migrate(pair, max_downtime_seconds=0.0123, on_stall=facts_pb2.ON_STALL_THROTTLE)
     assert outcome(events).error.code == "DowntimeError"
     assert machine.acts.count("throttle.slow_to") >= 2
     assert machine.acts.index("throttle.look") < machine.acts.index("engine.pre_dump"), "refused before anything goes"
@@ -239,7 +239,7 @@ async def test_a_throttled_workload_is_frozen_at_full_speed(pair: Pair, monkeypa
         return done
 
     monkeypatch.setattr(FakeEngine, "pre_dump", noted)
-    events = await migrate(pair, max_downtime_seconds=0.0103, on_stall=facts_pb2.ON_STALL_THROTTLE)
+    events = await migrate(pair, max_downtime_seconds=0.0123, on_stall=facts_pb2.ON_STALL_THROTTLE)
     assert outcome(events).error.code == "DowntimeError"
     assert {before for before, _ in speeds} == {100}
     assert min(after for _, after in speeds) < 100

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import threading
+import time
 from pathlib import Path
 from typing import Self
 
@@ -13,6 +14,7 @@ from paramiko import common
 
 USER = "root"
 PASSWORD = "correct"
+STATUS_AHEAD_SECONDS = 0.5
 
 
 class _Policy(paramiko.ServerInterface):
@@ -46,6 +48,7 @@ class SshServer:
         self.allowed.write_private_key_file(str(self.identity))
         self.commands: list[str] = []
         self.drops_commands = False
+        self.tells_status_first = False  # and what a command has printed a moment later
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._transports: list[paramiko.Transport] = []
@@ -76,9 +79,13 @@ class SshServer:
             stderr=subprocess.PIPE,
         ) as child:
             out, err = child.communicate(channel.makefile("rb").read())
+            if self.tells_status_first:
+                channel.send_exit_status(child.returncode)
+                time.sleep(STATUS_AHEAD_SECONDS)
             channel.sendall(out)
             channel.sendall_stderr(err)
-            channel.send_exit_status(child.returncode)
+            if not self.tells_status_first:
+                channel.send_exit_status(child.returncode)
             channel.close()
 
     def _serve(self) -> None:

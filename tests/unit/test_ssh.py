@@ -50,6 +50,12 @@ def test_commands_run_with_their_input_and_both_outputs(server: SshServer, known
         assert failure.value.detail == "because"
 
 
+def test_what_comes_after_the_status_is_heard_as_well(server: SshServer, known: Path) -> None:
+    server.tells_status_first = True
+    with log_in(server, Login((server.identity,), known_hosts=known)) as host:
+        assert host.check("echo late", "it failed") == "late\n"
+
+
 def test_a_host_key_that_is_not_known_is_refused_before_anything_secret(server: SshServer, tmp_path: Path) -> None:
     known = tmp_path / "none"
     login = Login((server.identity,), known_hosts=known)
