@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -33,6 +35,7 @@ def writing() -> Iterator[Writing]:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
         running.append(child)
         assert child.stdout is not None
@@ -42,7 +45,7 @@ def writing() -> Iterator[Writing]:
 
     yield start
     for child in running:
-        child.kill()
+        os.killpg(child.pid, signal.SIGKILL)  # its own child as well
         child.wait()
         assert child.stdout is not None
         child.stdout.close()
