@@ -27,11 +27,8 @@ BUFFER_BYTES = 1 * MIB  # of a large run, waited for as a whole: what comes by i
 class Connection(Protocol):
     """A connected socket, or what reads like one: `page_stream.PageStream`."""
 
-    def recv_into(self, buffer: memoryview, count: int = 0, flags: int = 0, /) -> int:
-        """Receive at least a byte, with MSG_WAITALL rather all, 0 at the end; all that fits where `count` is 0.
-
-        May raise `TransferError` as well as OSError.
-        """
+    def recv_into(self, buffer: memoryview, *, flags: int = 0) -> int:
+        """Receive at least a byte, with MSG_WAITALL rather all, 0 at the end. May raise `TransferError` and OSError."""
         ...
 
     def sendall(self, data: bytes, /) -> None:
@@ -132,7 +129,7 @@ class PageReceiver:
         while count:
             window = self._store.window(descriptor, offset, min(count, BUFFER_BYTES))
             if window is not None and not self._have:
-                here = window[: self._socket.recv_into(window, 0, socket.MSG_WAITALL)]
+                here = window[: self._socket.recv_into(window, flags=socket.MSG_WAITALL)]
                 if not here:
                     raise TransferError("the page channel was closed in the middle of the memory")
             else:
@@ -183,8 +180,8 @@ class PageReceiver:
         """
         left = len(self._have)
         self._buffer[:left] = bytes(self._have)
-        whole = announced >= BUFFER_BYTES - left
-        received = self._socket.recv_into(self._buffer[left:], 0, socket.MSG_WAITALL if whole else 0)
+        flags = socket.MSG_WAITALL if announced >= BUFFER_BYTES - left else 0
+        received = self._socket.recv_into(self._buffer[left:], flags=flags)
         self._have = self._buffer[: left + received]
         return received > 0
 

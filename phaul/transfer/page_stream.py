@@ -47,7 +47,7 @@ class PageStream:
         self._between_dumps = True
         self._ready = memoryview(b"")
 
-    def recv_into(self, buffer: memoryview, count: int = 0, flags: int = 0) -> int:
+    def recv_into(self, buffer: memoryview, *, flags: int = 0) -> int:
         """Receive at least a byte of a dump, with MSG_WAITALL rather all; 0 at the end of the connection.
 
         Raises `TransferError` for a source that speaks something else, or a damaged frame, and OSError.
@@ -57,10 +57,10 @@ class PageStream:
                 return 0
             self._open(bytes(self._buffer[:1]))
         if not self._framed:
-            return self._socket.recv_into(buffer, count, flags)
+            return self._socket.recv_into(buffer, flags=flags)
         if not self._ready:
             self._ready = memoryview(self._frame())
-        count = min(count or len(buffer), len(self._ready))
+        count = min(len(buffer), len(self._ready))
         buffer[:count] = self._ready[:count]
         self._ready = self._ready[count:]
         return count

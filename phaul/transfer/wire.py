@@ -56,12 +56,12 @@ class Wire:
         """Send all of it; the socket must be blocking."""
         self.socket.sendall(data)
 
-    def recv_into(self, buffer: memoryview, count: int = 0, flags: int = 0, /) -> int:
-        """Receive at least a byte, with MSG_WAITALL rather all, 0 at the end; all that fits where `count` is 0.
+    def recv_into(self, buffer: memoryview, *, flags: int = 0) -> int:
+        """Receive at least a byte, with MSG_WAITALL rather all, 0 at the end.
 
         The socket must be blocking. `TransferError` for a bad record.
         """
-        return self.socket.recv_into(buffer, count, flags)
+        return self.socket.recv_into(buffer, flags=flags)
 
     async def send(self, data: bytes | memoryview) -> None:
         """Send all of it; the socket must not be blocking."""
@@ -115,9 +115,8 @@ class SealedWire(Wire):
             self.socket.sendall(self._sealer.seal(content[:RECORD_BYTES]))
             content = content[RECORD_BYTES:]
 
-    def recv_into(self, buffer: memoryview, count: int = 0, flags: int = 0, /) -> int:
+    def recv_into(self, buffer: memoryview, *, flags: int = 0) -> int:
         """Content of one record, or of what is left of it, whatever the flags."""
-        buffer = buffer[: count or len(buffer)]
         if self._ready:
             return self._hand_out(buffer)
         sealed = self._opener.room

@@ -251,8 +251,8 @@ class _Heard:
         self.content = b""
         inner = wire.recv_into
 
-        def recv_into(buffer: memoryview, most: int = 0, flags: int = 0, /) -> int:
-            count = inner(buffer, most, flags)
+        def recv_into(buffer: memoryview, *, flags: int = 0) -> int:
+            count = inner(buffer, flags=flags)
             self.content += bytes(buffer[:count])
             return count
 

@@ -153,6 +153,9 @@ def test_what_was_hashed_ahead_is_not_hashed_again(holder: tuple[int, int], monk
         for (number, segments), theirs in zip(blocks_of(image.runs, PAGE), image.digests, strict=True)
     ]
     assert any(guessed)
+    monkeypatch.setattr(ahead, "PART_BLOCKS", 1)  # to be hashed by whichever thread is free
+    assert ahead.hash_ahead([process], lambda: False) == known
+    assert ahead.hash_ahead([process], lambda: True) == {image.name: {}}
     reads: list[object] = []
     read = task_memory.BlockReader.read
 
