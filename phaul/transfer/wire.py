@@ -175,7 +175,7 @@ class SealedWire(Wire):
         """Receive exactly this part; False where the connection ends before."""
         filled = 0
         while filled < len(part):
-            received = self.socket.recv_into(part[filled:], len(part) - filled, socket.MSG_WAITALL)
+            received = self.socket.recv_into(part[filled:], flags=socket.MSG_WAITALL)
             if not received:
                 return False
             filled += received

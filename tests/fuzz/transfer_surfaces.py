@@ -84,9 +84,9 @@ class Line:
         self._step = step
         self.closed = False
 
-    def recv_into(self, buffer: memoryview, count: int = 0, flags: int = 0, /) -> int:
+    def recv_into(self, buffer: memoryview, *, flags: int = 0) -> int:
         """Some bytes; 0 at the end."""
-        count = min(count or len(buffer), len(buffer), self._step, len(self._content))
+        count = min(len(buffer), self._step, len(self._content))
         buffer[:count] = self._content[:count]
         self._content = self._content[count:]
         return count
