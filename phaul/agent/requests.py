@@ -27,7 +27,7 @@ from phaul.migration.facts import (
     NetworkFacts,
 )
 from phaul.migration.hooks import HookScene, Stage
-from phaul.migration.new_addresses import parse_new_address
+from phaul.migration.new_addresses import parse_new_address, parse_new_gateway
 from phaul.migration.new_identity import parse_host_name, parse_new_mac
 from phaul.migration.own_network import MAC, oddity
 from phaul.migration.page_images import PageImage, Runs
@@ -176,8 +176,14 @@ def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
     _in("a PID", found.root_pid, 1, HIGHEST_PID)
     _addresses(found.addresses)
     hook_files(found.hooks)
-    for each in found.new_addresses[:MOST_ADDRESSES]:
-        parse_new_address(f"{each.old}={each.new}")
+    if max(len(found.new_addresses), len(found.new_gateways)) > MOST_ADDRESSES:
+        raise UsageError("so many new addresses or gateways cannot be")
+    for each in found.new_addresses:
+        read = parse_new_address(f"{each.old}={each.new}/{each.prefix_length}".removesuffix("/0"))
+        if read != each:  # spelled as it is compared
+            raise UsageError(f"{each.old}={each.new} is not written as `phaul` writes it")
+    for each in found.new_gateways:
+        parse_new_gateway(f"{each.old}={each.new}")
     if len(found.new_macs) > MOST_LINKS:
         raise UsageError(f"{len(found.new_macs)} MACs are more than one workload may have")
     for new in found.new_macs:
@@ -226,7 +232,7 @@ def _network(found: NetworkFacts) -> None:
     if odd := oddity(found):
         raise UsageError(f"a network with {odd} cannot be")
     for link in found.links:
-        for address in (*link.addresses, *link.link_local):
+        for address in (*link.addresses, *link.link_local, *link.gateways, *link.on_link):
             _short("an address", address, LONGEST_ADDRESS)
             try:
                 ip_interface(address)

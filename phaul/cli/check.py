@@ -58,6 +58,7 @@ def check(
     ] = False,
     hook: options.HookOption = None,
     new_address: options.NewAddressOption = None,
+    new_gateway: options.NewGatewayOption = None,
     new_mac: options.NewMacOption = None,
     hostname: options.HostNameOption = "",
     json_output: options.JsonOption = False,
@@ -77,6 +78,7 @@ def check(
         new_addresses=tuple(new_address or ()),
         new_macs=tuple(new_mac or ()),
         host_name=hostname,
+        new_gateways=tuple(new_gateway or ()),
     )
     run_command(_check(path, pid, to, typed, json_output), json_output=json_output)
 

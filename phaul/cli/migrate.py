@@ -91,6 +91,7 @@ def migrate(
     on_stall: options.OnStallOption = OnStall.REFUSE,
     hook: options.HookOption = None,
     new_address: options.NewAddressOption = None,
+    new_gateway: options.NewGatewayOption = None,
     new_mac: options.NewMacOption = None,
     hostname: options.HostNameOption = "",
     identity: options.IdentityOption = None,
@@ -123,6 +124,7 @@ def migrate(
         tuple(new_address or ()),
         tuple(new_mac or ()),
         hostname,
+        tuple(new_gateway or ()),
     )
     if not is_over_ssh(to):
         run_command(_migrate(path, pid, to, typed, dry_run, json_output), json_output=json_output)
@@ -171,6 +173,7 @@ class Typed:
     new_addresses: tuple[str, ...] = ()
     new_macs: tuple[str, ...] = ()
     host_name: str = ""
+    new_gateways: tuple[str, ...] = ()
 
 
 def absolute(files: Sequence[str]) -> tuple[str, ...]:
@@ -182,7 +185,7 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
     """Read what was typed; raises `UsageError` before any agent is asked."""
     from phaul.agent.destination import parse_destination
     from phaul.migration.address_rules import parse_address
-    from phaul.migration.new_addresses import parse_new_address
+    from phaul.migration.new_addresses import parse_new_address, parse_new_gateway
     from phaul.migration.new_identity import parse_host_name, parse_new_mac
 
     max_downtime_seconds = _duration("--max-downtime", typed.max_downtime or "0")
@@ -208,7 +211,10 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
         request.new_macs.append(facts_pb2.NewMac(device=new.device, mac=new.mac))
     for typed_pair in typed.new_addresses:
         pair = parse_new_address(typed_pair)
-        request.new_addresses.append(facts_pb2.NewAddress(old=pair.old, new=pair.new))
+        request.new_addresses.append(facts_pb2.NewAddress(old=pair.old, new=pair.new, prefix_length=pair.prefix_length))
+    for typed_pair in typed.new_gateways:
+        pair = parse_new_gateway(typed_pair)
+        request.new_gateways.append(facts_pb2.NewAddress(old=pair.old, new=pair.new))
     for address in typed.addresses:
         if address == "auto":
             request.auto_addresses = True

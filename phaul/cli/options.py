@@ -38,9 +38,18 @@ NewAddressOption = Annotated[
     list[str] | None,
     typer.Option(
         "--new-address",
+        metavar="OLD=NEW[/PREFIX]",
+        help="Bind what is bound to OLD to NEW: an address of the destination, or one that the workload's own network "
+        "namespace gets in place of OLD. All TCP connections are closed. May be given several times.",
+    ),
+]
+NewGatewayOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--new-gateway",
         metavar="OLD=NEW",
-        help="Bind what is bound to OLD to NEW, an address of the destination; all TCP connections are closed. "
-        "May be given several times.",
+        help="Have the routes of the workload's own network namespace go by NEW where they go by OLD. May be given "
+        "several times.",
     ),
 ]
 NewMacOption = Annotated[

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from phaul.criu.address_images import usable_at_once
+from phaul.criu.address_images import set_addresses, usable_at_once
 from phaul.criu.addresses import readdress
 from phaul.criu.features import CriuFeatures, probe
 from phaul.criu.gates import CriuDump, CriuRestore
@@ -114,6 +114,8 @@ class CriuEngine:
             )
             async with gate:
                 readdress(request.images, dict(request.new_addresses))
+                if not request.empty_network:  # whose images `network.own_content` makes
+                    set_addresses(request.images, request.readdressing)
                 set_macs(request.images, dict(request.new_macs))
                 set_host_name(request.images, request.host_name)
                 yield gate

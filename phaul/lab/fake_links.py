@@ -10,6 +10,7 @@ from pathlib import Path
 
 from phaul.lab.fake_machine import FakeMachine
 from phaul.migration.facts import LinkFacts, NetworkFacts, SettingFacts
+from phaul.migration.readdressing import Readdressing
 
 
 class FakeOwnNetworks:
@@ -22,7 +23,7 @@ class FakeOwnNetworks:
         """What the tree was given."""
         return self._machine.trees[root_pid].network or NetworkFacts()
 
-    async def fence(self, migration_id: str, links: Sequence[LinkFacts]) -> None:
+    async def fence(self, migration_id: str, links: Sequence[LinkFacts], leaving: Sequence[str] = ()) -> None:
         """Raise a fence."""
         self._machine.act("own_networks.fence")
         self._machine.link_fences[migration_id] = tuple(links)
@@ -36,9 +37,17 @@ class FakeOwnNetworks:
         """All can be made."""
         self._machine.act("own_networks.require")
 
-    async def save(self, migration_id: str, root_pid: int, images: Path) -> None:
+    async def save(self, root_pid: int, images: Path, change: Readdressing) -> None:
         """Note it."""
         self._machine.act("own_networks.save")
+
+    async def keep(self, migration_id: str, root_pid: int) -> None:
+        """Note it."""
+        self._machine.act("own_networks.keep")
+
+    async def drain(self, migration_id: str, network: NetworkFacts, addresses: Sequence[str]) -> None:
+        """They have heard, if the fence lets them."""
+        self._machine.act("own_networks.drain")
 
     async def make(self, root_pid: int, network: NetworkFacts, images: Path) -> tuple[str, ...]:
         """All settings are taken."""

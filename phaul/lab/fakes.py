@@ -163,9 +163,9 @@ class FakeWorkload:
         self._machine.act("workload.observe")
         return tuple(pid for pid in ids if self._machine.state(pid) is not TreeState.DEAD), tuple(files), Occupancy()
 
-    async def unaccepted(self, facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+    async def unaccepted(self, facts: WorkloadFacts, *, closing: bool = False) -> tuple[ConnectionFacts, ...]:
         """What the tree was given."""
-        return self._machine.trees[facts.root_pid].unaccepted
+        return self._machine.trees[facts.root_pid].unaccepted + (facts.connections if closing else ())
 
     async def keeper(self, facts: WorkloadFacts) -> FakeKeeper:
         """Give one."""

@@ -167,9 +167,9 @@ def unaccepted_problems(request: MigrationRequest, connections: Sequence[Connect
             f"{count} {'connection waits' if count == 1 else 'connections wait'} to be accepted on "
             f"{listed(f'port {each.local_port}' for each in waiting)}, and CRIU cannot carry these.",
             "They will be reset, as asked for."
-            if request.drop_unaccepted
+            if request.drops_unaccepted
             else "Try again when the server has accepted them, or ask for them to be dropped.",
-            Severity.WARNS if request.drop_unaccepted else Severity.REFUSES,
+            Severity.WARNS if request.drops_unaccepted else Severity.REFUSES,
         )
 
 

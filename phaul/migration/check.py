@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from phaul.migration import auto_addresses, check_report, file_rules, mode, new_identity, own_network, preflight
+from phaul.migration import (
+    auto_addresses,
+    check_report,
+    file_rules,
+    mode,
+    new_addresses,
+    new_identity,
+    own_network,
+    preflight,
+)
 from phaul.migration.both_hooks import hook_problems
 from phaul.migration.facts import CheckReport, MigrationRequest, WorkloadFacts
 from phaul.migration.host import Host
@@ -37,7 +46,8 @@ async def check(
     own_address = await peer.own_address()
     request = auto_addresses.resolve(request, workload, source, own_address)
     moving = preflight.destination_addresses(request, preflight.resolve_addresses(request, source))
-    probed = (*moving, *own_network.probed(workload.network))
+    arriving = new_addresses.as_arriving(request, workload)
+    probed = (*moving, *own_network.probed(arriving.network))
     ids = preflight.wanted_ids(workload)
     macs = new_identity.wanted_macs(request, workload)
     destination = await peer.observe(ids, workload.files, request.hooks, probed, macs)

@@ -116,9 +116,9 @@ class Coordinator:
     async def _migrate(self) -> MigrationReport:
         await self._enter(Phase.PREFLIGHT)
         facts, addresses = await self._preflight()
-        self._wire = SourceWire(self._host, self._id, facts.root_pid, addresses, facts.connections, facts.network)
         identity = await self._host.workload.identify(facts.root_pid)
         planned = plan(facts, addresses, self._request, identity)
+        self._wire = SourceWire.planned(self._host, self._id, planned)
         await self._journal.write(Mark.PLANNED, planned | self._hooks.as_data())
 
         await self._enter(Phase.PREPARE)
@@ -138,7 +138,7 @@ class Coordinator:
         await self._enter(Phase.TRANSFER)
         with self._timeline.step("send images"):
             image_bytes, waiting = await asyncio.gather(
-                self._peer.send_images(self._id, self._images), self._host.workload.unaccepted(facts)
+                self._peer.send_images(self._id, self._images), self._wire.stranded(facts)
             )
 
         await self._enter(Phase.RESTORE)
@@ -190,7 +190,7 @@ class Coordinator:
         for problem in found.problems:
             self._warn(problem.message)
         self._macs = new_identity.macs(self._request, facts.network)
-        self._network_there = new_identity.at_destination(facts.network, self._macs, found.destination, self._id)
+        self._network_there = new_identity.at_destination(self._request, facts.network, found.destination, self._id)
         self._host_name = found.source.host_name
         self._lazily = lazy.helps(facts.memory_bytes, found.destination.features)
         self._mode, reason = choose(self._request, facts, found.source)
@@ -268,7 +268,7 @@ class Coordinator:
             await self._wire.save(self._images)
             # The kernel gives up a half-made connection whose SYN-ACK is held back (net/ipv4/inet_connection_sock.c,
             # reqsk_timer_handler): behind the fence it may not be seen any more.
-            self._unaccepted = await self._host.workload.unaccepted(facts)
+            self._unaccepted = await self._wire.stranded(facts)
             await self._wire.fence()
 
         await self._sending.begin(frozen=True)
@@ -281,10 +281,11 @@ class Coordinator:
             page_channel_fd=channel.fileno(),
             keep_connections=keeps_connections(facts, self._request),
             shell_job=facts.needs_shell_job,
-            drop_unaccepted=self._request.drop_unaccepted,
+            drop_unaccepted=self._request.drops_unaccepted,
             fenced=fenced(facts, addresses),
             parent=self._rounds.newest if self._rounds else None,
             new_addresses=tuple((each.old, each.new) for each in self._request.new_addresses),
+            readdressing=self._wire.change,
             new_macs=tuple(self._macs.items()),
             host_name=self._request.host_name,
             empty_network=own_network.is_left_out(facts.network),

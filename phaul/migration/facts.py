@@ -160,6 +160,8 @@ class LinkFacts:
     index: int = 0  # and for itself, in its namespace
     mode: str = ""  # of an ipvlan, with its flag: "l2 bridge"
     link_local: tuple[str, ...] = ()  # of an ipvlan, those that somebody has chosen, IP/PREFIX
+    gateways: tuple[str, ...] = ()  # that routes over it go by, and that have to be reached over it
+    on_link: tuple[str, ...] = ()  # networks that routes lead to over it without one; but for those of its addresses
 
 
 @dataclass(frozen=True, slots=True)
@@ -296,10 +298,11 @@ class AddressRequest:
 
 @dataclass(frozen=True, slots=True)
 class NewAddress:
-    """An address of the source that the workload's sockets are bound to, and the one of the destination for it."""
+    """An address that the workload has, or that its sockets are bound to, and the one that comes in place of it."""
 
     old: str
     new: str
+    prefix_length: int = 0  # of `new`, in a network of the workload's own; 0 for that of `old`
 
 
 @dataclass(frozen=True, slots=True)
@@ -331,6 +334,12 @@ class MigrationRequest:
     new_addresses: tuple[NewAddress, ...] = ()  # with any, TCP connections are closed
     new_macs: tuple[NewMac, ...] = ()
     host_name: str = ""  # that the copy's own UTS namespace gets; "" leaves it as it is
+    new_gateways: tuple[NewAddress, ...] = ()  # of routes in a network namespace of its own
+
+    @property
+    def drops_unaccepted(self) -> bool:
+        """Whether connections that wait in a listen queue may be lost: also where all of them are closed."""
+        return self.drop_unaccepted or bool(self.new_addresses)
 
 
 @dataclass(frozen=True, slots=True)

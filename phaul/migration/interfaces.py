@@ -79,10 +79,11 @@ class Workload(Protocol):
         """Say which of `ids` are in use on this host, how each path of `files` looks here, and what else is taken."""
         ...
 
-    async def unaccepted(self, facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+    async def unaccepted(self, facts: WorkloadFacts, *, closing: bool = False) -> tuple[ConnectionFacts, ...]:
         """Give the connections to the listening sockets of a frozen tree that it has not accepted.
 
-        Those too that are not made to the end yet. None of them is in an image.
+        Those too that are not made to the end yet. None of them is in an image. With `closing` every other TCP
+        connection of its own network namespace is given as well, for none is in an image then.
         """
         ...
 

@@ -22,6 +22,7 @@ from phaul.migration.facts import (
     Problem,
     WorkloadFacts,
 )
+from phaul.migration.new_own_addresses import readdressed, readdressing
 from phaul.migration.own_network import MAC, PLAIN_DEVICE
 
 MAC_HINT = "Write [DEVICE=]MAC with the MAC of one device, for example 02:00:00:00:00:50 or eth0=02:00:00:00:00:50."
@@ -80,10 +81,13 @@ def with_macs(network: NetworkFacts, new: Mapping[str, str]) -> NetworkFacts:
 
 
 def at_destination(
-    network: NetworkFacts | None, new: Mapping[str, str], there: HostFacts, migration_id: str
+    request: MigrationRequest, network: NetworkFacts | None, there: HostFacts, migration_id: str
 ) -> NetworkFacts | None:
-    """Give the workload's network as it shall be there: with its new MACs, and names that are free."""
-    return own_network.at_destination(with_macs(network, new), there.devices, migration_id) if network else None
+    """Give the workload's network as it shall be there: with its new MACs and addresses, and names that are free."""
+    if network is None:
+        return None
+    arriving = readdressed(with_macs(network, macs(request, network)), readdressing(request, network))
+    return own_network.at_destination(arriving, there.devices, migration_id)
 
 
 def wanted_macs(request: MigrationRequest, workload: WorkloadFacts) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from phaul.migration.facts import (
     WorkloadFacts,
 )
 from phaul.migration.journal import Data
+from phaul.migration.readdressing import Readdressing
 
 SETTING_LIMIT_BYTES = 4096
 DEVICE_NAME_BYTES = 15  # IFNAMSIZ - 1
@@ -43,8 +44,11 @@ class OwnNetworks(Protocol):
         """Say how the namespace of a process is connected. Raises `PhaulError`."""
         ...
 
-    async def fence(self, migration_id: str, links: Sequence[LinkFacts]) -> None:
-        """Let no packet pass from or to these on this host. Raises `SwitchoverError` with nothing changed."""
+    async def fence(self, migration_id: str, links: Sequence[LinkFacts], leaving: Sequence[str] = ()) -> None:
+        """Let no packet pass from or to these on this host, but those from or to addresses that nobody else will have.
+
+        Raises `SwitchoverError` with nothing changed.
+        """
         ...
 
     async def unfence(self, migration_id: str) -> None:
@@ -55,8 +59,19 @@ class OwnNetworks(Protocol):
         """See that those which the engine does not make can be made here. Raises `SwitchoverError`, nothing changed."""
         ...
 
-    async def save(self, migration_id: str, root_pid: int, images: Path) -> None:
-        """Write down what the namespace of a process holds, for an engine that leaves it out. Raises `DumpError`."""
+    async def save(self, root_pid: int, images: Path, change: Readdressing) -> None:
+        """Write down what the namespace of a process holds, for an engine that leaves it out. Raises `DumpError`.
+
+        It is written down with the addresses that the copy shall have.
+        """
+        ...
+
+    async def keep(self, migration_id: str, root_pid: int) -> None:
+        """Keep a way into the namespace of a process, for when nobody is there any more. Raises `DumpError`."""
+        ...
+
+    async def drain(self, migration_id: str, network: NetworkFacts, addresses: Sequence[str]) -> None:
+        """The tree is dead: wait until the peers of these addresses have heard so, as long as that makes sense."""
         ...
 
     async def make(self, root_pid: int, network: NetworkFacts, images: Path) -> tuple[str, ...]:
@@ -108,7 +123,11 @@ def network_from(data: Data | None) -> NetworkFacts | None:
     return NetworkFacts(
         links=tuple(
             LinkFacts(
-                **{**each, "addresses": tuple(each["addresses"]), "link_local": tuple(each.get("link_local", ()))}
+                **{
+                    **each,
+                    "addresses": tuple(each["addresses"]),
+                    **{name: tuple(each.get(name, ())) for name in ("link_local", "gateways", "on_link")},
+                }
             )
             for each in data["links"]
         ),

@@ -13,6 +13,7 @@ from typing import Any
 from phaul.migration.facts import AddressFacts, ConnectionFacts, MigrationRequest, WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.journal import Data
+from phaul.migration.new_own_addresses import readdressing
 from phaul.migration.own_network import is_fenced
 
 
@@ -28,6 +29,7 @@ def plan(
         "addresses": [[each.address, each.prefix_length, each.device] for each in addresses],
         "connections": [dataclasses.asdict(each) for each in facts.connections],
         "network": dataclasses.asdict(facts.network) if facts.network else None,
+        "readdressing": dataclasses.asdict(readdressing(request, facts.network)),
     }
 
 

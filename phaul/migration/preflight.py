@@ -32,6 +32,7 @@ from phaul.migration.facts import (
 from phaul.migration.file_rules import file_problems
 from phaul.migration.host_rules import capacity_problems, host_problems, version_of
 from phaul.migration.new_addresses import as_arriving, new_address_problems
+from phaul.migration.new_own_addresses import fresh
 from phaul.migration.own_network import own_network_problems
 from phaul.migration.taken_rules import id_problems, occupied_problems, wanted_ids
 
@@ -69,13 +70,18 @@ def compare(
         *occupied_problems(arriving, destination),
         *file_problems(workload.files, destination.files, destination.host.host_name),
         *capacity_problems(workload, source, destination.host),
-        *new_address_problems(request, workload, destination),
+        *new_address_problems(request, workload, source, destination),
         *address_problems(request, source, destination),
         *own_network_problems(request, arriving, destination),
         # Addresses of another network namespace say nothing of these hosts.
         *([] if workload.has_own_network else connection_problems(request, arriving.connections, source, destination)),
         *unaccepted_problems(request, workload.connections),
-        *claim_problems(destination.claims, workload, source, destination.host),
+        *claim_problems(
+            [each for each in destination.claims if each.address not in fresh(request, workload.network)],
+            workload,
+            source,
+            destination.host,
+        ),
     ]
     unique = list(dict.fromkeys(found))
     return tuple(sorted(unique, key=lambda problem: problem.severity is not Severity.REFUSES))

@@ -11,12 +11,13 @@ from pathlib import Path
 
 from phaul.errors import PhaulError, SwitchoverError
 from phaul.migration.address_rules import normal
-from phaul.migration.facts import AddressFacts, ConnectionFacts, NetworkFacts
+from phaul.migration.facts import AddressFacts, ConnectionFacts, NetworkFacts, WorkloadFacts
 from phaul.migration.host import Host
 from phaul.migration.journal import Data
 from phaul.migration.own_network import external, is_left_out, network_from
 from phaul.migration.peer import Reservation
 from phaul.migration.plan import planned_addresses, planned_connections
+from phaul.migration.readdressing import Readdressing, readdressing_from
 from phaul.migration.undo import UndoStack
 
 # Announcements are not acknowledged, so that they are said more than once, with growing gaps: as many and as far apart
@@ -44,14 +45,17 @@ class SourceWire:
         addresses: Sequence[AddressFacts],
         connections: Sequence[ConnectionFacts],
         own: NetworkFacts | None,
+        change: Readdressing,
     ) -> None:
         self._network = host.network
         self._networks = host.own_networks
+        self._workload = host.workload
         self._id = migration_id
         self._root_pid = root_pid
         self._connections = connections
         self._own = own
         self.addresses = tuple(addresses)
+        self.change = change
 
     @classmethod
     def planned(cls, host: Host, migration_id: str, plan: Data) -> SourceWire:
@@ -63,6 +67,7 @@ class SourceWire:
             planned_addresses(plan),
             planned_connections(plan),
             network_from(plan.get("network")),
+            readdressing_from(plan.get("readdressing")),
         )
 
     @property
@@ -73,14 +78,24 @@ class SourceWire:
     async def save(self, images: Path) -> None:
         """The workload is about to freeze: write down beside its images what the engine leaves out."""
         if is_left_out(self._own):
-            await self._networks.save(self._id, self._root_pid, images)
+            await self._networks.save(self._root_pid, images, self.change)
+        if is_left_out(self._own) or self.change.leaving:
+            await self._networks.keep(self._id, self._root_pid)
 
     async def fence(self) -> None:
         """The workload is about to freeze: let nothing in or out. Raises `SwitchoverError`."""
         if self.addresses:
             await self._network.fence(self._id, self.addresses)
         if self._own and self._own.links:
-            await self._networks.fence(self._id, self._own.links)
+            await self._networks.fence(self._id, self._own.links, self.change.leaving)
+
+    async def stranded(self, facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+        """Say whom the destination has to tell that a connection is over, as its address is there then.
+
+        Those of an address that nobody has any more hear it from the source's kernel, as the tree dies.
+        """
+        lost = await self._workload.unaccepted(facts, closing=bool(self.change.places))
+        return tuple(each for each in lost if normal(each.local_address) not in self.change.leaving)
 
     async def unfence(self) -> None:
         """The workload runs here, or nothing of it is left."""
@@ -115,6 +130,8 @@ class SourceWire:
     async def leave(self) -> None:
         """The tree is dead: nothing of it may answer here any more, also in a namespace that others keep alive."""
         if self._own:
+            if self.change.leaving:
+                await self._networks.drain(self._id, self._own, self.change.leaving)
             await self._networks.forget(self._id, self._own)
         await self.unfence()
 

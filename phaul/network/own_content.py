@@ -14,6 +14,7 @@ import errno
 import json
 import time
 from collections.abc import Callable, Sequence
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +24,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from phaul.errors import DumpError, RestoreError
 from phaul.migration.facts import NetworkFacts, SettingFacts
 from phaul.migration.own_network import PLAIN_DEVICE, oddity
+from phaul.migration.readdressing import SMALLEST_SUBNET, STAYING, Readdressing, route_record, rule_record
 from phaul.network import ipvlan
 from phaul.network.addresses import Entry, add_entry, entries_of
 from phaul.network.route_replay import add_routes, routes, rules, set_rules
@@ -51,11 +53,11 @@ VANISH_SECONDS = 5.0
 LOOK_SECONDS = 0.02
 
 
-async def save(root_pid: int, images: Path) -> None:
-    """Write down what the namespace of a process holds, beside its images. Raises `DumpError`."""
+async def save(root_pid: int, images: Path, change: Readdressing = STAYING) -> None:
+    """Write down what the namespace of a process holds, beside its images, as it shall be there. Raises `DumpError`."""
     try:
-        (images / IMAGE).write_text(json.dumps(await _content(root_pid)))
-    except (CommandError, NetlinkError, OSError) as error:
+        (images / IMAGE).write_text(json.dumps(await _content(root_pid, change)))
+    except (CommandError, NetlinkError, OSError, ValueError) as error:
         raise DumpError(
             f"what the workload's network namespace holds could not be read: {_reason(error)}", detail=_detail(error)
         ) from error
@@ -110,7 +112,7 @@ async def moving_addresses(namespace: Path) -> list[Entry]:
     return [each for each in found if each.address != LOOPBACK and each.protocol != IFAPROT_KERNEL_LL]
 
 
-async def _content(root_pid: int) -> dict[str, Any]:
+async def _content(root_pid: int, change: Readdressing) -> dict[str, Any]:
     namespace = network_of(root_pid)
     enter = ["nsenter", f"--net={namespace}"]
     shown = json.loads((await run([*enter, "ip", "-json", "link", "show"])).stdout)
@@ -118,12 +120,25 @@ async def _content(root_pid: int) -> dict[str, Any]:
     filters = {name: (await run([*enter, *FILTERS[name][1]])).stdout for name in names}
     return {
         "up": [each["ifname"] for each in shown if "UP" in each["flags"] and each["ifname"] not in OF_MODULES],
-        "addresses": [dataclasses.asdict(each) for each in await moving_addresses(namespace)],
-        "routes": [base64.b64encode(each).decode() for each in await _there(namespace, routes)],
-        "rules": [base64.b64encode(each).decode() for each in await _there(namespace, rules)],
+        "addresses": [dataclasses.asdict(readdressed(each, change)) for each in await moving_addresses(namespace)],
+        "routes": [base64.b64encode(route_record(each, change)).decode() for each in await _there(namespace, routes)],
+        "rules": [base64.b64encode(rule_record(each, change)).decode() for each in await _there(namespace, rules)],
         "filters": {name: rule_set for name, rule_set in filters.items() if rule_set},
         "configuration": await _there(namespace, read_configuration),
     }
+
+
+def readdressed(entry: Entry, change: Readdressing) -> Entry:
+    """Give an address as it shall be there; see `readdressing.address_record`."""
+    new = change.of(entry.index, ip_address(entry.address))
+    if new is None:
+        return entry
+    prefix = entry.prefix_length if entry.peer else new.network.prefixlen
+    old_network = ip_interface(f"{entry.address}/{entry.prefix_length}").network
+    broadcast = entry.broadcast
+    if broadcast and broadcast == str(old_network.broadcast_address):
+        broadcast = str(new.network.broadcast_address) if prefix < SMALLEST_SUBNET[new.version] else ""
+    return dataclasses.replace(entry, address=str(new.ip), prefix_length=prefix, broadcast=broadcast)
 
 
 async def _there(namespace: Path, act: Callable[[], T]) -> T:

@@ -7,6 +7,7 @@ stands in the kernel: fences by their migration, links by their name.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import os
 import re
@@ -18,17 +19,22 @@ import structlog
 from pyroute2 import AsyncIPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from phaul.errors import PhaulError, SwitchoverError
+from phaul.errors import DumpError, PhaulError, SwitchoverError
 from phaul.migration.facts import AddressFacts, LinkFacts, NetworkFacts, SettingFacts
+from phaul.migration.readdressing import Readdressing
 from phaul.network import ipvlan, link_fence, neighbours, own_content
 from phaul.network.own_network import host_links, look
 from phaul.system.namespaces import NAMED, inside, is_elsewhere, network_names, network_of, path_of
 from phaul.system.process import CommandError, run
+from phaul.system.sockets import tcp_sockets
 
 log = structlog.get_logger(__name__)
 
 VANISH_SECONDS = 5.0  # for the kernel to take down a namespace that nobody is in any more
 LOOK_SECONDS = 0.02
+DRAIN_SECONDS = 2.0  # for the end of connections to be acknowledged, also where it has to be said again
+# What a socket is in whose end its peer has not heard of, or not yet acknowledged; the first as long as a process dies.
+UNHEARD_STATES = ("established", "close_wait", "fin_wait1", "closing", "last_ack")
 IFF_UP = 1
 
 _CRIU_TABLE = re.compile(r"table inet (CRIU-[0-9A-Za-z-]+)")
@@ -44,10 +50,10 @@ class HostOwnNetworks:
         """Say how the namespace of a process is connected."""
         return await look(root_pid)
 
-    async def fence(self, migration_id: str, links: Sequence[LinkFacts]) -> None:
-        """Drop every frame from and to them, in 5 to 20 ms."""
+    async def fence(self, migration_id: str, links: Sequence[LinkFacts], leaving: Sequence[str] = ()) -> None:
+        """Drop every frame from and to them but those of addresses that leave the network, in 5 to 20 ms."""
         if links:
-            await link_fence.engage(migration_id, links)
+            await link_fence.engage(migration_id, links, leaving)
 
     async def unfence(self, migration_id: str) -> None:
         """Lift the fence in about a millisecond."""
@@ -58,11 +64,22 @@ class HostOwnNetworks:
         """Try those that phaul makes itself."""
         await ipvlan.require([link for link in links if link.kind == ipvlan.KIND])
 
-    async def save(self, migration_id: str, root_pid: int, images: Path) -> None:
-        """Write it down, in a few hundredths of a second, and keep a way into the namespace for `forget`."""
-        await own_content.save(root_pid, images)
+    async def save(self, root_pid: int, images: Path, change: Readdressing) -> None:
+        """Write it down, in a few hundredths of a second."""
+        await own_content.save(root_pid, images, change)
+
+    async def keep(self, migration_id: str, root_pid: int) -> None:
+        """Keep a descriptor of it."""
         self._let_go(migration_id)
-        self._leaving[migration_id] = os.open(network_of(root_pid), os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self._leaving[migration_id] = os.open(network_of(root_pid), os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise DumpError(f"the workload's network namespace could not be entered: {error.strerror}") from error
+
+    async def drain(self, migration_id: str, network: NetworkFacts, addresses: Sequence[str]) -> None:
+        """Look until no connection from them waits for its peer to acknowledge its end: for 2 s at most, on its way."""
+        if way := self._way(migration_id, network):
+            await asyncio.to_thread(_wait_heard, way, frozenset(addresses))
 
     async def make(self, root_pid: int, network: NetworkFacts, images: Path) -> tuple[str, ...]:
         """Make what was written down."""
@@ -118,10 +135,8 @@ class HostOwnNetworks:
         """Remove what stands behind the fence of a migration whose tree is dead, and the names of its namespace."""
         if network.links and not await link_fence.stands(migration_id):
             return
-        named = [name for name, inode in network_names().items() if name in network.names and inode == network.inode]
         # Also one without a name: the kernel takes its time to take it down, and until then it would answer.
-        ways = [Path(path_of(self._leaving[migration_id]))] if migration_id in self._leaving else []
-        for way in (*ways, *(NAMED / name for name in named))[:1]:
+        if way := self._way(migration_id, network):
             await _remove_inner_ends(way, network.links)
         self._let_go(migration_id)
         indexes = {(link.outer, link.outer_index) for link in network.links if link.kind == "veth"}
@@ -129,7 +144,7 @@ class HostOwnNetworks:
             for each in await host_links():
                 if (each.name, each.index) in indexes:
                     await _delete(kernel, each.index)
-        for name in named:
+        for name in _names_of(network):
             await run(["ip", "netns", "delete", name])
 
     async def announce(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
@@ -163,9 +178,32 @@ class HostOwnNetworks:
             if match := _CRIU_TABLE.fullmatch(line.strip()):
                 await run([*enter, "delete", "table", "inet", match[1]], check=False)
 
+    def _way(self, migration_id: str, network: NetworkFacts) -> Path | None:
+        """Give a path into a namespace that nobody may be in any more; None where it has gone with the last."""
+        if migration_id in self._leaving:
+            return Path(path_of(self._leaving[migration_id]))
+        return next((NAMED / name for name in _names_of(network)), None)
+
     def _let_go(self, migration_id: str) -> None:
         if (descriptor := self._leaving.pop(migration_id, None)) is not None:
             os.close(descriptor)
+
+
+def _names_of(network: NetworkFacts) -> list[str]:
+    return [name for name, inode in network_names().items() if name in network.names and inode == network.inode]
+
+
+def _wait_heard(namespace: Path, addresses: frozenset[str]) -> None:
+    def wait() -> None:
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while time.monotonic() < deadline:
+            found = tcp_sockets(Path("/proc/thread-self/net"))
+            if not any(each.state in UNHEARD_STATES and each.local_address in addresses for each in found):
+                return
+            time.sleep(LOOK_SECONDS)
+
+    with contextlib.suppress(OSError):  # it has gone with the last connection
+        inside(namespace, wait)
 
 
 def _announced(link: LinkFacts, device: str) -> list[AddressFacts]:

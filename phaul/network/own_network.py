@@ -20,8 +20,10 @@ from pyroute2 import AsyncIPRoute
 
 from phaul.migration.facts import LinkFacts, NetworkFacts, Problem, SettingFacts
 from phaul.migration.own_network import SETTING_LIMIT_BYTES
+from phaul.migration.readdressing import gateways_of, on_link_of
 from phaul.network import ipvlan, own_content
 from phaul.network.addresses import RT_SCOPE_LINK
+from phaul.network.route_replay import routes
 from phaul.system.namespaces import inside, network_names, network_of
 from phaul.system.process import run
 
@@ -83,6 +85,7 @@ async def look(root_pid: int) -> NetworkFacts:
     async with AsyncIPRoute() as kernel:
         number = (await kernel.get_netnsid(pid=root_pid))["nsid"]
     home = await ipvlan.number_of_host(network_of(root_pid))
+    found_routes = inside(network_of(root_pid), routes)
     links: list[LinkFacts] = []
     problems: list[Problem] = []
     for device in json.loads(shown.stdout):
@@ -98,7 +101,7 @@ async def look(root_pid: int) -> NetworkFacts:
     namespace = network_of(root_pid)
     inode = namespace.stat().st_ino
     return NetworkFacts(
-        links=tuple(links),
+        links=tuple(_with_routes(each, found_routes) for each in links),
         names=tuple(sorted(name for name, its in network_names().items() if its == inode)),
         settings=inside(namespace, _read_settings),
         problems=tuple(problems),
@@ -193,6 +196,12 @@ async def _chosen_link_local(root_pid: int, index: int) -> tuple[str, ...]:
     moving = await own_content.moving_addresses(network_of(root_pid))
     here = (each for each in moving if each.index == index and each.scope == RT_SCOPE_LINK)
     return tuple(f"{each.address}/{each.prefix_length}" for each in here)
+
+
+def _with_routes(link: LinkFacts, records: Sequence[bytes]) -> LinkFacts:
+    gateways = (gateway for record in records for index, gateway in gateways_of(record) if index == link.index)
+    on_link = (found[1] for record in records if (found := on_link_of(record)) and found[0] == link.index)
+    return replace(link, gateways=tuple(dict.fromkeys(gateways)), on_link=tuple(dict.fromkeys(on_link)))
 
 
 def _is_peer(link: HostLink, device: dict[str, Any], namespace: int) -> bool:

@@ -79,10 +79,13 @@ def parse_address(text: str) -> tuple[str, int]:
     return str(address), int(port, 16)
 
 
-def parse_table(text: str, protocol: str, *, unaccepted: bool = False) -> tuple[InternetSocket, ...]:
+def parse_table(
+    text: str, protocol: str, *, unaccepted: bool = False, orphans: bool = False
+) -> tuple[InternetSocket, ...]:
     """Read ``tcp``, ``tcp6``, ``udp`` or ``udp6`` of ``/proc/PID/net``.
 
-    Entries without an inode belong to nobody; with `unaccepted` the connections among them are given, and no others.
+    Entries without an inode belong to nobody; with `unaccepted` the connections among them are given, and no others;
+    with `orphans` they are given as well.
     """
     found: list[InternetSocket] = []
     for line in text.splitlines()[1:]:
@@ -90,7 +93,7 @@ def parse_table(text: str, protocol: str, *, unaccepted: bool = False) -> tuple[
         inode = int(fields[9])
         state = TCP_STATES.get(int(fields[3], 16), "unknown")
         # Not to be read on: a busy server has tens of thousands of nobody's in TIME_WAIT.
-        if (state not in UNACCEPTED_STATES or inode) if unaccepted else not inode:
+        if (state not in UNACCEPTED_STATES or inode) if unaccepted else not (inode or orphans):
             continue
         local_address, local_port = parse_address(fields[1])
         remote_address, remote_port = parse_address(fields[2])
@@ -121,6 +124,21 @@ def internet_sockets(pid: int) -> dict[int, InternetSocket]:
             continue
         found.update((each.inode, each) for each in parse_table(text, "tcp" if name.startswith("tcp") else "udp"))
     return found
+
+
+def tcp_sockets(directory: Path) -> tuple[InternetSocket, ...]:
+    """Give the TCP sockets that a directory like ``/proc/PID/net`` shows, those too that no process has any more.
+
+    Such a one goes on to say its end until its peer has acknowledged it (tcp_close, net/ipv4/tcp.c).
+    """
+    found: list[InternetSocket] = []
+    for name in ("tcp", "tcp6"):
+        try:
+            text = (directory / name).read_text()
+        except FileNotFoundError:  # a kernel without IPv6
+            continue
+        found += parse_table(text, "tcp", orphans=True)
+    return tuple(found)
 
 
 def unaccepted_sockets(pid: int) -> tuple[InternetSocket, ...]:

@@ -17,7 +17,7 @@ from phaul.migration.facts import ConnectionFacts, FileFacts, FileUse, Problem, 
 from phaul.system import files, watches
 from phaul.system.borrowed import sockets_of
 from phaul.system.procfs import DELETED_SUFFIX, PROC, Mapping
-from phaul.system.sockets import InternetSocket, unaccepted_sockets
+from phaul.system.sockets import InternetSocket, internet_sockets, unaccepted_sockets
 from phaul.units import MIB, format_bytes
 from phaul.workloads.snapshot import ProcessSnapshot, TreeSnapshot, differs
 
@@ -261,19 +261,26 @@ def connections_of(tree: TreeSnapshot) -> tuple[ConnectionFacts, ...]:
     return tuple(as_connection(tree.internet[inode]) for inode in socket_inodes(tree) if inode in tree.internet)
 
 
-def unaccepted_of(facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
-    """Give the connections to its listening sockets that it has not accepted. Blocks; of a tree that ends, none."""
+def unaccepted_of(facts: WorkloadFacts, *, closing: bool = False) -> tuple[ConnectionFacts, ...]:
+    """Give the connections to its listening sockets that it has not accepted. Blocks; of a tree that ends, none.
+
+    With `closing`, and of a tree with a network namespace of its own, in which nobody else is: those too that it has.
+    """
     listening = {(each.local_port, each.local_address) for each in facts.connections if each.state == "listen"}
+    closing = closing and facts.has_own_network
     try:
         waiting = unaccepted_sockets(facts.root_pid) if listening else ()
+        found = internet_sockets(facts.root_pid).values() if closing else ()
     except OSError:
         return ()
     places = ("0.0.0.0", "::")
-    return tuple(
+    unaccepted = (
         as_connection(each)
         for each in waiting
         if any((each.local_port, place) in listening for place in (each.local_address, *places))
     )
+    held = (as_connection(each) for each in found if each.protocol == "tcp" and each.remote_port)
+    return (*unaccepted, *(each for each in held if not ip_address(each.local_address).is_loopback))
 
 
 def as_connection(each: InternetSocket) -> ConnectionFacts:

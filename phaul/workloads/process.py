@@ -43,9 +43,9 @@ class ProcessWorkload:
         """Say what of this is taken and there on this host; see `Workload.observe`."""
         return await asyncio.to_thread(observe, tuple(ids), tuple(files))
 
-    async def unaccepted(self, facts: WorkloadFacts) -> tuple[ConnectionFacts, ...]:
+    async def unaccepted(self, facts: WorkloadFacts, *, closing: bool = False) -> tuple[ConnectionFacts, ...]:
         """Look at what nobody has, at the ports where the tree listens."""
-        return await asyncio.to_thread(holdings.unaccepted_of, facts)
+        return await asyncio.to_thread(holdings.unaccepted_of, facts, closing=closing)
 
     async def keeper(self, facts: WorkloadFacts) -> ProcessKeeper:
         """Start the keeper of a tree that is about to be frozen."""

@@ -81,6 +81,24 @@ async def test_a_rollback_leaves_the_source_as_it_was(named: Pair) -> None:
     assert named.source.machine.link_fences == {}
 
 
+async def test_the_copy_has_its_new_address_and_the_source_sees_its_clients_off(named: Pair) -> None:
+    here, there = named.source.machine, named.destination.machine
+    request = named.request()
+    request.new_addresses.append(facts_pb2.NewAddress(old="10.9.9.50", new="10.9.9.51"))
+    there.fault = failing("engine.restore")
+    migration_id = await named.source.client.start(request)
+    events = [event async for event in named.source.client.watch(migration_id)]
+    assert events[-1].finished.outcome == agent_pb2.OUTCOME_ROLLED_BACK
+    assert here.announced == there.announced == []
+    assert "own_networks.drain" not in here.acts
+    migration_id = await named.source.client.start(request)
+    events = [event async for event in named.source.client.watch(migration_id)]
+    assert events[-1].finished.outcome == agent_pb2.OUTCOME_COMPLETED, events[-1].finished.error
+    assert set(there.announced) == {"10.9.9.51/24"}
+    order = [each for each in here.acts if each in ("own_networks.fence", "own_networks.drain", "own_networks.forget")]
+    assert order[-3:] == ["own_networks.fence", "own_networks.drain", "own_networks.forget"]
+
+
 @pytest.mark.parametrize("host", ["source", "destination"])
 async def test_a_mac_that_either_host_has_heard_is_refused(named: Pair, host: str) -> None:
     getattr(named, host).machine.heard_macs.add(NEW)

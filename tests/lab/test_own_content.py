@@ -12,8 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from phaul.criu.address_images import set_addresses
 from phaul.errors import RestoreError
 from phaul.migration.facts import LinkFacts, NetworkFacts, SettingFacts
+from phaul.migration.readdressing import NewPlace, Readdressing
 from phaul.network import own_content
 from phaul.network.addresses import RT_SCOPE_LINK
 from phaul.network.own_links import _remove_inner_ends, _write_settings
@@ -99,6 +101,60 @@ def test_it_is_there_as_it_was_here(two: tuple[int, int], tmp_path: Path) -> Non
     assert [address in listed for address in made_of_mac] == [False, True]
     chosen = asyncio.run(own_content.moving_addresses(network_of(there)))
     assert [each.address for each in chosen if each.scope == RT_SCOPE_LINK] == ["fe80::9"]
+
+
+MOVED = Readdressing(
+    (
+        NewPlace(7, "10.9.0.1/24", "10.10.0.1/16", alone=False),
+        NewPlace(7, "fd09::1/64", "fd10::1/64"),
+    ),
+    (("10.9.0.254", "10.10.0.254"), ("fd09::254", "fd10::254")),
+)
+SHOWN_OF_MOVED = {
+    "inet 10.10.0.1/16",
+    "inet 10.9.0.2/24",
+    "inet6 fd10::1/64",
+    "default via 10.10.0.254 dev eth0",
+    "10.10.0.0/16 dev eth0 proto kernel scope link src 10.10.0.1",
+    "10.9.0.0/24 dev eth0 proto kernel scope link src 10.9.0.2",
+    "192.0.2.0/24 via 10.9.0.253 dev eth0 table 77",
+    "default via fd10::254 dev eth0",
+    "fd10::/64 dev eth0 proto kernel",
+    "from 10.9.0.2 lookup 77",
+}
+
+
+def check_moved(pid: int) -> None:
+    """It has the new addresses, and all that follows from them, and nothing of the old ones."""
+    shown = " ".join(run(pid, ["ip addr", "ip route show table all", "ip -6 route show table all"]).split())
+    shown += " ".join(run(pid, ["ip rule"]).split())
+    assert {each for each in SHOWN_OF_MOVED if each not in shown} == set()
+    assert [each for each in ("10.9.0.1 ", "10.9.0.1/", "fd09:") if each in shown] == []
+
+
+def test_it_is_there_with_other_addresses(two: tuple[int, int], tmp_path: Path) -> None:
+    here, there = two
+    run(here, LINES)
+    asyncio.run(own_content.save(here, tmp_path, MOVED))
+    assert make(there, tmp_path) == ()
+    check_moved(there)
+    assert "from fd10::1 lookup 77" in run(there, ["ip -6 rule"])
+
+
+def test_images_of_iproute2_are_restored_with_other_addresses(two: tuple[int, int], tmp_path: Path) -> None:
+    """What CRIU does by `ip`, and where it keeps what that wrote (criu/net.c, 4.2.1)."""
+    here, there = two
+    run(here, LINES)
+    saved = {"ifaddr-9": "address save", "route-9": "route save", "route6-9": "-6 route save", "rule-9": "rule save"}
+    for name, words in saved.items():
+        run(here, [f"ip {words} > {tmp_path / name}.img"])
+    set_addresses(tmp_path, MOVED)
+    run(there, ["ip link set eth0 up"])
+    for name, words in saved.items():
+        run(there, ["ip rule flush"] if name.startswith("rule") else [])
+        run(there, [f"ip {words.replace('save', 'restore')} < {tmp_path / name}.img"])
+    run(there, ["ip route add 192.0.2.0/24 via 10.9.0.253 table 77"])  # CRIU carries the table main
+    check_moved(there)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,10 @@ class Capture:
         """Give the TCP resets that were seen, in either direction."""
         return [line for line in self._lines() if line.startswith("rst ")]
 
+    def goodbyes(self, address: str) -> set[str]:
+        """Give the MACs from which the ends of connections of an address came."""
+        return {line.split()[3] for line in self._lines() if line.startswith(f"fin {address} ")}
+
     def rivals(self) -> list[str]:
         """Say where two claimed an address at once: one that had lost it to another spoke up again afterwards.
 

@@ -36,7 +36,20 @@ def workload(*connections: ConnectionFacts) -> WorkloadFacts:
     return WorkloadFacts(1, (TaskFacts(1, 0, "x", (1,), 0, 1),), 0, (), connections)
 
 
-@pytest.mark.parametrize("text", ["", OLD, f"{OLD}=", f"{OLD}=::1", "a=b", f"{OLD}={NEW}/24", f"127.0.0.1={NEW}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        OLD,
+        f"{OLD}=",
+        f"{OLD}=::1",
+        "a=b",
+        f"{OLD}={NEW}/33",
+        f"{OLD}={NEW}/0",
+        f"{OLD}={NEW}/x",
+        f"127.0.0.1={NEW}",
+    ],
+)
 def test_what_is_no_pair_of_addresses_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
         parse_new_address(text)
@@ -50,7 +63,9 @@ def test_sockets_arrive_with_the_new_address_and_without_connections() -> None:
 
 
 def codes(request: MigrationRequest, destination: DestinationFacts, *connections: ConnectionFacts) -> list[str]:
-    return [problem.code for problem in new_address_problems(request, workload(*connections), destination)]
+    return [
+        problem.code for problem in new_address_problems(request, workload(*connections), HostFacts("a"), destination)
+    ]
 
 
 def test_what_cannot_be_had_is_said() -> None:

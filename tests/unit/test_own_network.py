@@ -35,7 +35,7 @@ from phaul.migration.own_network import (
 )
 from phaul.migration.plan import fenced
 from phaul.network.ipvlan import mode_of
-from phaul.network.link_fence import fence_rules
+from phaul.network.link_fence import fence_rules, nobodys_mac
 from phaul.network.own_network import HostLink, _judge
 from phaul.rpc.v1 import facts_pb2, peer_pb2
 
@@ -157,6 +157,26 @@ def test_the_fence_picks_an_ipvlan_by_its_addresses() -> None:
     ]
     with pytest.raises(ValueError, match="drop"):
         fence_rules("m-1", (replace(IPVLAN, addresses=("10.0.0.52 } drop; ip daddr { 10.0.0.53/24",)),))
+
+
+def test_the_fence_lets_addresses_through_that_nobody_has_any_more() -> None:
+    leaving = ("10.0.0.50", "fd00::50")
+    mac, target = nobodys_mac("m-1"), "0xfd000000000000000000000000000050"
+    out = [
+        f"{end} saddr {{ {each} }} ether saddr set {mac} accept"
+        for end, each in zip(("ip", "ip6"), leaving, strict=True)
+    ]
+    out.insert(1, f"arp saddr ip {{ 10.0.0.50 }} ether saddr set {mac} accept")
+    back = ["ip daddr { 10.0.0.50 } accept", "arp daddr ip { 10.0.0.50 } accept", "ip6 daddr { fd00::50 } accept"]
+    back.append(f"icmpv6 type nd-neighbor-solicit @th,64,128 {{ {target} }} accept")
+    for link, hooks in ((VETH, (out, back)), (MACVLAN, (back, out))):
+        rules = fence_rules("m-1", (link,), leaving)
+        for part, passing in zip(rules.split("hook ")[1:], hooks, strict=True):
+            assert [line.strip() for line in part.splitlines()[1:-1] if "accept" in line] == passing
+            assert part.splitlines()[len(passing) + 1].endswith("drop")  # all else, and after them
+    rules = fence_rules("m-1", (replace(IPVLAN, link_local=()),), ("10.0.0.52",))
+    assert "10.0.0.52" not in rules
+    assert "fd00::52" in rules
 
 
 @pytest.mark.parametrize(

@@ -371,6 +371,8 @@ class LinkFacts(_message.Message):
     INDEX_FIELD_NUMBER: _builtins.int
     MODE_FIELD_NUMBER: _builtins.int
     LINK_LOCAL_FIELD_NUMBER: _builtins.int
+    GATEWAYS_FIELD_NUMBER: _builtins.int
+    ON_LINK_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     """"veth", "macvlan" or "ipvlan" """
@@ -389,6 +391,14 @@ class LinkFacts(_message.Message):
     def link_local(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """addresses of that scope"""
 
+    @_builtins.property
+    def gateways(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """that routes over it go by"""
+
+    @_builtins.property
+    def on_link(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """networks that routes lead to over it without one"""
+
     def __init__(
         self,
         *,
@@ -403,10 +413,12 @@ class LinkFacts(_message.Message):
         index: _builtins.int = ...,
         mode: _builtins.str = ...,
         link_local: _abc.Iterable[_builtins.str] | None = ...,
+        gateways: _abc.Iterable[_builtins.str] | None = ...,
+        on_link: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bridge", b"bridge", "index", b"index", "kind", b"kind", "link_local", b"link_local", "mac", b"mac", "mode", b"mode", "mtu", b"mtu", "name", b"name", "outer", b"outer", "outer_index", b"outer_index"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "bridge", b"bridge", "gateways", b"gateways", "index", b"index", "kind", b"kind", "link_local", b"link_local", "mac", b"mac", "mode", b"mode", "mtu", b"mtu", "name", b"name", "on_link", b"on_link", "outer", b"outer", "outer_index", b"outer_index"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -818,23 +830,27 @@ Global___AddressRequest: _TypeAlias = AddressRequest  # noqa: Y015
 
 @_typing.final
 class NewAddress(_message.Message):
-    """An address that the workload's sockets get in place of another."""
+    """An address that the workload gets in place of another."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
     OLD_FIELD_NUMBER: _builtins.int
     NEW_FIELD_NUMBER: _builtins.int
+    PREFIX_LENGTH_FIELD_NUMBER: _builtins.int
     old: _builtins.str
     new: _builtins.str
+    prefix_length: _builtins.int
+    """of the new one; 0 for that of the old one"""
     def __init__(
         self,
         *,
         old: _builtins.str = ...,
         new: _builtins.str = ...,
+        prefix_length: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["new", b"new", "old", b"old"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["new", b"new", "old", b"old", "prefix_length", b"prefix_length"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -885,6 +901,7 @@ class MigrationRequest(_message.Message):
     NEW_ADDRESSES_FIELD_NUMBER: _builtins.int
     NEW_MACS_FIELD_NUMBER: _builtins.int
     HOST_NAME_FIELD_NUMBER: _builtins.int
+    NEW_GATEWAYS_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
     drop_unaccepted: _builtins.bool
@@ -915,6 +932,10 @@ class MigrationRequest(_message.Message):
     def new_addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewAddress]: ...
     @_builtins.property
     def new_macs(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewMac]: ...
+    @_builtins.property
+    def new_gateways(self) -> _containers.RepeatedCompositeFieldContainer[Global___NewAddress]:
+        """of routes in its own network namespace"""
+
     def __init__(
         self,
         *,
@@ -935,10 +956,11 @@ class MigrationRequest(_message.Message):
         new_addresses: _abc.Iterable[Global___NewAddress] | None = ...,
         new_macs: _abc.Iterable[Global___NewMac] | None = ...,
         host_name: _builtins.str = ...,
+        new_gateways: _abc.Iterable[Global___NewAddress] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "host_name", b"host_name", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "new_addresses", b"new_addresses", "new_macs", b"new_macs", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "host_name", b"host_name", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "new_addresses", b"new_addresses", "new_gateways", b"new_gateways", "new_macs", b"new_macs", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

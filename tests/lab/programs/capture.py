@@ -1,8 +1,9 @@
 """What passes the client's device: `capture.py DEVICE FILE ADDRESS...` notes resets, claims of addresses, and silences.
 
 Runs on the client until it is killed. Every frame is looked at with the kernel's own time of its arrival, and a line is
-written for what matters: `rst` with both ends, `claim` with who says that it has an address, and `gap` with its
-beginning and end where an address was silent for longer than 10 ms. Times are nanoseconds of the monotonic clock.
+written for what matters: `rst` and `fin` with both ends (and the MAC of who says that it ends), `claim` with who says
+that it has an address, and `gap` with its beginning and end where an address was silent for longer than 10 ms. Times
+are nanoseconds of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ ETH_P_ALL = 3
 BUFFER_BYTES = 32 << 20
 HEAD_BYTES = 118
 QUIET_NS = 10_000_000
-RST = 0x04
+FIN, RST = 0x01, 0x04
 TCP, ICMPV6, ADVERTISEMENT = 6, 58, 136
 
 
@@ -56,9 +57,11 @@ def main() -> None:
         seconds, nanoseconds = struct.unpack("qq", control[0][2])
         now_ns = seconds * 1_000_000_000 + nanoseconds - offset_ns
         if kind != b"\x08\x06":
-            if protocol == TCP and len(frame) > at + 13 and frame[at + 13] & RST and {source, destination} & watched:
+            is_watched = protocol == TCP and len(frame) > at + 13 and bool({source, destination} & watched)
+            flags = frame[at + 13] if is_watched else 0
+            if flags & (FIN | RST):
                 ends = [ipaddress.ip_address(each) for each in (source, destination)]
-                line = f"rst {ends[0]} {ends[1]}"
+                line = f"rst {ends[0]} {ends[1]}" if flags & RST else f"fin {ends[0]} {ends[1]} {mac}"
             if source in watched:
                 before_ns = last.get(source, now_ns)
                 last[source] = now_ns
