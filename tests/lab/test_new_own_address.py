@@ -183,24 +183,48 @@ def test_an_address_that_stays_has_its_clients_told_too(stage: Stage, kind: str)
             assert waiting.ends() == [""] * 4
 
 
-def test_a_copy_that_is_made_again_has_them_too(lab: Lab) -> None:
-    """The destination's agent dies as it lets the copy run; the next one restores it from the images."""
-    with dying_at(lab, "b", "destination.resume") as stage, _in_new_networks(stage.client), Box(stage) as box:
+# Who dies at which point, and where the workload runs when all agents live again.
+CRASHES = [
+    ("a", "source.restore", "a"),  # the tree is frozen, the copy not there yet
+    ("a", "source.resume", "b"),  # the tree is dead, the destination does not know
+    ("b", "destination.resume", "b"),  # the copy may run, and is made again from the images
+]
+
+
+@pytest.mark.parametrize(("host", "point", "ends_on"), CRASHES, ids=[point for _, point, _ in CRASHES])
+def test_no_crash_leaves_it_between_two_addresses(lab: Lab, host: str, point: str, ends_on: str) -> None:
+    """It has the old ones and all connections, or the new ones and every client was told."""
+    with dying_at(lab, host, point) as stage, _in_new_networks(stage.client), Box(stage) as box:
         pid = serve(stage, box)
         change = Change(stage, box)
+        dying, home = lab.host(host), lab.host(ends_on)
         with (
             Waiting(stage.client, *places(box.ip4, box.ip6)) as waiting,
-            Move(stage.a, pid, "b", options=change.options) as move,
+            Numbering(stage.client, (box.ip4, PORT + 10)) as client,
         ):
-            move.wait_phase("freeze")
-            wait_until(lambda: stage.b.agent_pid is None, "the agent of b does not die")
-            waiting.check_told(time.monotonic())
-            stage.b.launch_agent()
-            stage.b.wait_agent()
-            wait_until(lambda: stage.b.running(pid), "the copy does not run")
-        with Waiting(stage.client, *places(change.ip4, change.ip6)) as waiting:
-            assert has(box, stage.b) == {f"{change.ip4}/16", f"{change.ip6}/64"}
-            wait_until(lambda: box.name not in stage.a.exec(["ip", "netns", "list"]).stdout, "its name stays behind")
+            stage.wait_exchange(client)
+            with Move(stage.a, pid, "b", options=change.options) as move:
+                move.wait_phase("freeze")
+                wait_until(lambda: dying.agent_pid is None, f"the agent of {host} does not die")
+                died = time.monotonic()
+                dying.launch_agent()
+                dying.wait_agent()
+            if ends_on == "a":
+                stage.wait_exchange(client)
+                assert waiting.ends() == [""] * 4
+            else:
+                waiting.check_told(died)
+                assert client.report()[0].error in ("EOF", "ECONNRESET", "EPIPE")
+                stage.witness.wait_ticks(pid, 20, since=died, sender=change.ip4)
+        assert [each for each in (stage.a, stage.b) if each.running(pid)] == [home]
+        at = places(box.ip4, box.ip6) if ends_on == "a" else places(change.ip4, change.ip6)
+        with Waiting(stage.client, *at):
+            other = stage.other(home)
+            wait_until(lambda: box.name in home.exec(["ip", "netns", "list"]).stdout, "it has no name")
+            wanted = (f"{box.ip4}/24", f"{box.ip6}/64"), (f"{change.ip4}/16", f"{change.ip6}/64")
+            assert has(box, home) == set(wanted[ends_on == "b"])
+            wait_until(lambda: box.outer not in other.exec(["ip", "-br", "link"]).stdout, "its device stays behind")
+            wait_until(lambda: box.name not in other.exec(["ip", "netns", "list"]).stdout, "its name stays behind")
 
 
 def test_what_cannot_be_had_is_refused(stage: Stage) -> None:
