@@ -181,6 +181,13 @@ class HookError(RolledBackError):
     default_hint = "Its output is shown; `phaul check` lists the action scripts, docs/hooks.md says what they are told."
 
 
+class NotRestoredError(PhaulError):
+    """A dump could not be restored: nothing of a copy is left, and the dump is as it was."""
+
+    exit_status = 15
+    grpc_status = "ABORTED"
+
+
 class LeftoversError(RolledBackError):
     """The workload runs on the source, but undoing left something behind, which is listed."""
 

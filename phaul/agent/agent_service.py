@@ -16,6 +16,7 @@ from phaul.agent.leftovers import Leftover, Leftovers
 from phaul.agent.messages import to_message
 from phaul.agent.outgoing import OutgoingMigrations
 from phaul.agent.resolution import Resolver, choice_of
+from phaul.agent.restores import Restores
 from phaul.agent.rpc_errors import Context, reports_errors, reports_stream_errors
 from phaul.agent.wiring import measure_dirty_rate
 from phaul.errors import PhaulError
@@ -42,7 +43,9 @@ class AgentService(AgentServicer):
         arrivals: Arrivals,
         gate: Gatekeeper,
         leftovers: Leftovers,
+        restores: Restores,
     ) -> None:
+        self._restores = restores
         self._gate = gate
         self._host = host
         self._arrivals = arrivals
@@ -90,6 +93,25 @@ class AgentService(AgentServicer):
             self._gate.not_begun(person, migration_id, error)
             raise
         return agent_pb2.StartMigrationReply(migration_id=migration_id)
+
+    @reports_stream_errors
+    async def RestoreDump(
+        self, request: agent_pb2.RestoreDumpRequest, context: Context
+    ) -> AsyncIterator[agent_pb2.RestoreDumpEvent]:
+        """Restore a dump; what becomes of it until it runs is undone when the caller leaves."""
+        directory, identity = requests.restore_request(request)
+        person = self._gate.require_root(context, "dump.restore", directory=str(directory))
+        await self._gate.audit.write("dump.restore", str(person), "allowed", directory=str(directory))
+        told: asyncio.Queue[agent_pb2.RestoreDumpEvent | None] = asyncio.Queue()
+        restoring = asyncio.create_task(self._restores.restore(directory, identity, told.put_nowait))
+        restoring.add_done_callback(lambda _: told.put_nowait(None))
+        context.add_done_callback(lambda _: restoring.cancel())  # type: ignore[arg-type]  # the stubs have a class
+        try:
+            while (event := await told.get()) is not None:
+                yield event
+            await restoring
+        finally:
+            restoring.cancel()
 
     @reports_stream_errors
     async def WatchMigration(

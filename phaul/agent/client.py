@@ -34,6 +34,8 @@ from phaul.rpc.v1.agent_pb2 import (
     PolicyReport,
     ResolveReply,
     ResolveRequest,
+    RestoreDumpEvent,
+    RestoreDumpRequest,
 )
 from phaul.rpc.v1.agent_pb2_grpc import AgentStub
 from phaul.rpc.v1.dirty_rate_pb2 import DirtyRateReport, DirtyRateRequest
@@ -105,6 +107,17 @@ class AgentClient:
     async def watch(self, migration_id: str) -> AsyncIterator[MigrationEvent]:
         """Every event of a migration from its first on, until it has ended. Leaving off changes nothing there."""
         call = self._stub.WatchMigration(MigrationReference(migration_id=migration_id))
+        try:
+            async for event in call:
+                yield event
+        except grpc.aio.AioRpcError as error:
+            raise self._translate(error) from error
+        finally:
+            call.cancel()
+
+    async def restore_dump(self, request: RestoreDumpRequest) -> AsyncIterator[RestoreDumpEvent]:
+        """Restore a dump; the last event says what runs. Leaving off before that has it undone."""
+        call = self._stub.RestoreDump(request)
         try:
             async for event in call:
                 yield event

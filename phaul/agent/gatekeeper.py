@@ -93,6 +93,8 @@ class Gatekeeper:
             if request.auto_addresses:  # a rule allows addresses that are named
                 why = f"addresses have to be named by {person}: --address auto is for root"
                 self._deny_person(person, act, why, root_pid=request.root_pid)
+            if request.at_rest:  # the directory is written as root
+                self._deny_person(person, act, f"dumps are made by root, not by {person}", root_pid=request.root_pid)
             if request.hooks:  # they are run as root, on both hosts
                 self._deny_person(person, act, f"hooks are named by root, not by {person}", root_pid=request.root_pid)
             workload = await self._look(request.root_pid)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import structlog
 
@@ -19,6 +19,8 @@ from phaul.agent.journals import Journals
 from phaul.agent.messages import to_message
 from phaul.agent.patience import PatientPeer
 from phaul.agent.peer_client import GrpcPeer
+from phaul.agent.store_peer import StorePeer
+from phaul.agent.stores import Connect, HooksOfDump
 from phaul.errors import (
     DefectError,
     InDoubtError,
@@ -44,7 +46,7 @@ from phaul.migration.events import (
     RoundFinished,
     Started,
 )
-from phaul.migration.facts import CheckReport, MigrationRequest
+from phaul.migration.facts import CheckReport, MigrationRequest, WorkloadFacts
 from phaul.migration.host import Host
 from phaul.migration.resolution import in_doubt
 from phaul.rpc.v1 import agent_pb2
@@ -167,7 +169,7 @@ def _brief(event: Event) -> dict[str, object]:
 class OutgoingMigrations:
     """All of them. Refuses a second migration of a workload that is already on its way."""
 
-    def __init__(self, host: Host, history: History, connect: Callable[[str], GrpcPeer], journals: Journals) -> None:
+    def __init__(self, host: Host, history: History, connect: Connect, journals: Journals) -> None:
         self._host = host
         self._journals = journals
         self._history = history
@@ -177,9 +179,9 @@ class OutgoingMigrations:
 
     async def check(self, request: MigrationRequest, allowed: Allowed = every_workload) -> CheckReport:
         """Preflight alone."""
-        peer = self._reach(request)
+        peer, host, allowed = self._prepare(request, allowed)
         try:
-            return await check(request, self._host, peer, allowed)
+            return await check(request, host, peer, allowed)
         finally:
             await peer.close()
 
@@ -193,19 +195,34 @@ class OutgoingMigrations:
                 f"PID {request.root_pid} is already being migrated, by migration {other}",
                 hint=f"`phaul watch {other}` shows it, `phaul cancel {other}` rolls it back.",
             )
-        peer = self._reach(request)
+        peer, host, allowed = self._prepare(request, allowed)
         self._history.begin(migration_id, Role.SOURCE, peer.name, request.root_pid, "", asked_by)
         outgoing = Outgoing(migration_id, self._history)
         outgoing.emit(Started(request.root_pid, "", peer.name))
         outgoing.peer = PatientPeer(peer, lambda: self._doubt(migration_id))
         outgoing.coordinator = Coordinator(
-            migration_id, request, self._host, outgoing.peer.as_peer, outgoing, self._journals.of(migration_id), allowed
+            migration_id, request, host, outgoing.peer.as_peer, outgoing, self._journals.of(migration_id), allowed
         )
         self._migrations[migration_id] = outgoing
         self._under_way[request.root_pid] = migration_id
         outgoing.task = asyncio.create_task(self._run(outgoing, outgoing.coordinator, peer, request))
 
-    def _reach(self, request: MigrationRequest) -> GrpcPeer:
+    def _prepare(self, request: MigrationRequest, allowed: Allowed) -> tuple[GrpcPeer | StorePeer, Host, Allowed]:
+        """Give who takes the workload in, and the drivers of this host for that; a dump has fewer hooks."""
+        peer = self._reach(request)
+        if not isinstance(peer, StorePeer):
+            return peer, self._host, allowed
+        peer.left_running = request.leave_running
+
+        async def allowed_and_told(facts: WorkloadFacts) -> None:
+            await allowed(facts)
+            peer.look_at(facts)
+
+        return peer, dataclasses.replace(self._host, hooks=HooksOfDump(self._host.hooks)), allowed_and_told
+
+    def _reach(self, request: MigrationRequest) -> GrpcPeer | StorePeer:
+        if request.at_rest:
+            return self._connect(request.destination)
         moving = [each.address for each in request.addresses]
         return self._connect(str(avoiding(parse_destination(request.destination), moving)))
 
@@ -258,7 +275,7 @@ class OutgoingMigrations:
             del self._migrations[migration_id]
 
     async def _run(
-        self, outgoing: Outgoing, coordinator: Coordinator, peer: GrpcPeer, request: MigrationRequest
+        self, outgoing: Outgoing, coordinator: Coordinator, peer: GrpcPeer | StorePeer, request: MigrationRequest
     ) -> None:
         migration_id = outgoing.migration_id
         try:

@@ -7,9 +7,11 @@ send goes no further than this. Raises `UsageError`. Pure.
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from ipaddress import ip_address, ip_interface
+from pathlib import Path
 from typing import TypeVar
 
 from google.protobuf.message import Message
@@ -17,6 +19,7 @@ from google.protobuf.message import Message
 from phaul.agent.messages import from_message
 from phaul.errors import UsageError
 from phaul.migration.address_rules import parse_address
+from phaul.migration.at_rest import directory_of
 from phaul.migration.dirty_rate import DirtyRateRequest
 from phaul.migration.facts import (
     AddressFacts,
@@ -24,6 +27,7 @@ from phaul.migration.facts import (
     ConnectionFacts,
     FileFacts,
     MigrationRequest,
+    Mode,
     NetworkFacts,
 )
 from phaul.migration.hooks import HookScene, Stage
@@ -32,7 +36,7 @@ from phaul.migration.new_identity import parse_host_name, parse_new_mac
 from phaul.migration.own_network import MAC, oddity
 from phaul.migration.page_images import PageImage, Runs
 from phaul.migration.peer import MOST_UNACCEPTED, Reservation
-from phaul.rpc.v1 import dirty_rate_pb2, facts_pb2, peer_pb2
+from phaul.rpc.v1 import agent_pb2, dirty_rate_pb2, facts_pb2, peer_pb2
 from phaul.system.memory import page_size_bytes
 
 MIGRATION_ID = re.compile(r"[0-9a-f]{8,64}")  # `secrets.token_hex`; it names directories, tables and control groups
@@ -176,6 +180,37 @@ def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
     _in("a PID", found.root_pid, 1, HIGHEST_PID)
     _addresses(found.addresses)
     hook_files(found.hooks)
+    _identity(found)
+    if found.at_rest:
+        _dump(found)
+    for name in ("timeout_seconds", "freeze_timeout_seconds", "max_downtime_seconds"):
+        _seconds(name, getattr(found, name))
+    return found
+
+
+def restore_request(request: agent_pb2.RestoreDumpRequest) -> tuple[Path, MigrationRequest]:
+    """Read which dump shall be restored, and as whom."""
+    identity = facts_pb2.MigrationRequest(
+        new_addresses=request.new_addresses,
+        new_gateways=request.new_gateways,
+        new_macs=request.new_macs,
+        host_name=request.host_name,
+    )
+    found = _from(identity, MigrationRequest)
+    _identity(found)
+    return _directory(request.directory), found
+
+
+def dirty_rate_request(request: dirty_rate_pb2.DirtyRateRequest) -> DirtyRateRequest:
+    """Read what a person asks for."""
+    found = _from(request, DirtyRateRequest)
+    _in("a PID", found.root_pid, 1, HIGHEST_PID)
+    _seconds("seconds", found.seconds)
+    _seconds("max_downtime_seconds", found.max_downtime_seconds)
+    return found
+
+
+def _identity(found: MigrationRequest) -> None:
     if max(len(found.new_addresses), len(found.new_gateways)) > MOST_ADDRESSES:
         raise UsageError("so many new addresses or gateways cannot be")
     for each in found.new_addresses:
@@ -190,18 +225,21 @@ def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:
         parse_new_mac(f"{new.device}={new.mac}" if new.device else new.mac)
     if found.host_name:
         parse_host_name(found.host_name)
-    for name in ("timeout_seconds", "freeze_timeout_seconds", "max_downtime_seconds"):
-        _seconds(name, getattr(found, name))
-    return found
 
 
-def dirty_rate_request(request: dirty_rate_pb2.DirtyRateRequest) -> DirtyRateRequest:
-    """Read what a person asks for."""
-    found = _from(request, DirtyRateRequest)
-    _in("a PID", found.root_pid, 1, HIGHEST_PID)
-    _seconds("seconds", found.seconds)
-    _seconds("max_downtime_seconds", found.max_downtime_seconds)
-    return found
+def _dump(found: MigrationRequest) -> None:
+    _directory(directory_of(found.destination) or "")
+    if found.addresses or found.auto_addresses or found.hooks or found.mode is not Mode.STOP_AND_COPY:
+        raise UsageError("a dump takes no addresses along, names no action scripts and is made at one stroke")
+    if found.new_addresses or found.new_gateways or found.new_macs or found.host_name:
+        raise UsageError("a dump keeps the identity of its workload; `phaul restore` gives another")
+
+
+def _directory(text: str) -> Path:
+    _short("a path", text)
+    if not text.startswith("/") or text != os.path.normpath(text):
+        raise UsageError(f"{text!r} is no absolute path of a directory")
+    return Path(text)
 
 
 def _from(message: Message, kind: type[D]) -> D:

@@ -8,7 +8,6 @@ settling task.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import structlog
@@ -16,8 +15,8 @@ import structlog
 from phaul.agent.history import History
 from phaul.agent.journals import Journals, MigrationJournal
 from phaul.agent.outgoing import Outgoing, OutgoingMigrations
-from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.settlers import Settlers
+from phaul.agent.stores import Connect
 from phaul.errors import InDoubtError, UsageError
 from phaul.migration import resolution
 from phaul.migration.arrivals import Arrivals
@@ -55,7 +54,7 @@ class Resolver:
         migrations: OutgoingMigrations,
         arrivals: Arrivals,
         settlers: Settlers,
-        connect: Callable[[str], GrpcPeer],
+        connect: Connect,
     ) -> None:
         self._host = host
         self._history = history

@@ -35,7 +35,9 @@ from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
 from phaul.agent.policy_file import PolicyFile
 from phaul.agent.resolution import Resolver
+from phaul.agent.restores import Restores
 from phaul.agent.settlers import Settlers
+from phaul.agent.stores import or_directory
 from phaul.agent.tls_bridge import LiveConnections
 from phaul.agent.tls_front import TlsFront
 from phaul.agent.tls_tunnel import remove_leftovers
@@ -99,24 +101,26 @@ class AgentServer:
         self._gate = Gatekeeper(
             self._policy, self._audit, self._people.person, self._live, look_at_belongings, self._under_way
         )
-        send_to = connect or make_connect(config, self._store, self._live, self._gate.why_not_to)
-        connect = connect or make_connect(config, self._store, self._live)
+        to_host = connect or make_connect(config, self._store, self._live, self._gate.why_not_to)
+        send_to = or_directory(to_host, self._host, self._is_restoring)
+        ask = or_directory(connect or make_connect(config, self._store, self._live), self._host, self._is_restoring)
         self._migrations = OutgoingMigrations(self._host, self._history, send_to, self._journals)
         self._arrivals = Arrivals(
             self._host,
             self._journals,
             HistoryObserver(self._history),
             self._listener.expect,
-            connect,
+            ask,
             ReceivedFiles(),
             self._gate.admit,
         )
+        self._restores = Restores(self._host, self._arrivals)
         self._peer_service = PeerService(
             self._host, self._arrivals, self._journals, self._listener, self._migrations.killed, self._gate
         )
-        self._settlers = Settlers(self._host, self._journals, self._history, self._arrivals, connect)
+        self._settlers = Settlers(self._host, self._journals, self._history, self._arrivals, ask)
         self._resolver = Resolver(
-            self._host, self._history, self._journals, self._migrations, self._arrivals, self._settlers, connect
+            self._host, self._history, self._journals, self._migrations, self._arrivals, self._settlers, ask
         )
         self._person_server = grpc.aio.server(options=OPTIONS)
         self._peer_server = grpc.aio.server(options=OPTIONS)
@@ -233,11 +237,21 @@ class AgentServer:
             lambda migration_id: self._migrations.under_way(migration_id) is not None,
         )
         service = AgentService(
-            self._host, self._migrations, self._history, self._resolver, self._arrivals, self._gate, leftovers
+            self._host,
+            self._migrations,
+            self._history,
+            self._resolver,
+            self._arrivals,
+            self._gate,
+            leftovers,
+            self._restores,
         )
         add_AgentServicer_to_server(service, self._person_server)
         await _add_standard_services(self._person_server, agent_pb2.DESCRIPTOR.services_by_name["Agent"].full_name)
         _bind_socket(self._person_server, self._config.runtime_dir / PERSON_SOCKET)
+
+    def _is_restoring(self, migration_id: str) -> bool:
+        return self._restores.is_under_way(migration_id)
 
     def _under_way(self) -> int:
         return len(self._migrations.roots_under_way) + self._arrivals.under_way

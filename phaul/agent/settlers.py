@@ -14,7 +14,7 @@ import structlog
 
 from phaul.agent.history import History
 from phaul.agent.journals import Journals, MigrationJournal
-from phaul.agent.peer_client import GrpcPeer
+from phaul.agent.stores import Connect
 from phaul.errors import DefectError, InDoubtError, LostError, PhaulError, RolledBackError
 from phaul.migration.arrivals import Arrivals
 from phaul.migration.events import Outcome, Role
@@ -37,7 +37,7 @@ class Settlers:
         journals: Journals,
         history: History,
         arrivals: Arrivals,
-        connect: Callable[[str], GrpcPeer],
+        connect: Connect,
     ) -> None:
         self._host = host
         self._journals = journals

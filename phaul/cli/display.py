@@ -15,6 +15,7 @@ from rich.text import Text
 
 from phaul.cli.console import Glyphs, clean
 from phaul.cli.view import MigrationView, PhaseState, PhaseView, role_name
+from phaul.migration.at_rest import directory_of
 from phaul.rpc.v1.agent_pb2 import HookRan, MigrationEvent, MigrationReport, RoundFinished
 from phaul.units import format_bytes, format_rate, format_seconds, format_us
 
@@ -175,29 +176,36 @@ def summary(view: MigrationView, glyphs: Glyphs) -> RenderableType:
     """Say how a completed migration went: the figures, and where the time went."""
     report = view.report or MigrationReport()
     text = Text(f"{glyphs.done} ", style="bold green")
-    text.append(f"{workload_name(view)} runs on {clean(view.destination)} as PID {report.new_pid}", style="bold")
+    directory = directory_of(view.destination)
+    if directory is None:
+        runs = f"{workload_name(view)} runs on {clean(view.destination)} as PID {report.new_pid}"
+    else:
+        runs = f"{workload_name(view)} was dumped into {clean(directory)}"
+    text.append(runs, style="bold")
     figures = Table.grid(padding=(0, 2))
     figures.add_column(no_wrap=True)
     figures.add_column(no_wrap=True, justify="right")
     figures.add_column(style="dim")
-    figures.add_row(
-        "downtime", Text(format_us(report.downtime_us), style="bold"), "source stopped until destination ran"
-    )
+    if directory is None:
+        downtime = Text(format_us(report.downtime_us), style="bold")
+        figures.add_row("downtime", downtime, "source stopped until destination ran")
     if report.predicted_downtime_us:
         figures.add_row("predicted", format_us(report.predicted_downtime_us), "the downtime, right before the freeze")
     figures.add_row("freeze time", format_us(report.freeze_us), "tasks stopped on the source")
-    figures.add_row("total time", format_us(report.total_us), "from preflight until it ran")
+    figures.add_row("total time", format_us(report.total_us), "from preflight until it ran" if not directory else "")
     wire_bytes = report.wire_bytes or report.memory_bytes
     figures.add_row("sent", format_bytes(wire_bytes + report.image_bytes), _sent(report))
-    moved = [counted(report.processes, "process", "processes"), counted(report.connections, "connection")]
+    moved = [counted(report.processes, "process", "processes")]
+    if not directory:
+        moved.append(counted(report.connections, "connection"))
     moved += [clean(address) for address in report.addresses]
-    figures.add_row("moved", "", Text(glyphs.dot.join(moved)))
+    figures.add_row("moved" if not directory else "dumped", "", Text(glyphs.dot.join(moved)))
     parts: list[RenderableType] = [text, Text(""), indented(figures)]
     if view.rounds:
         parts += [Text(""), indented(rounds(view, glyphs))]
     if view.phases:
         parts += [Text(""), indented(phases_line(view, glyphs))]
-    if report.steps:
+    if report.steps and not directory:
         parts += [Text(""), indented(timeline(report, glyphs))]
     if view.hooks:
         lines = [line for ran in view.hooks for line in hook_lines(ran, glyphs)]

@@ -60,13 +60,16 @@ class _Note:
 _Input = MigrationEvent | _StreamEnded | _Interrupted | _Typed | _Note
 
 
-async def follow(socket_path: Path, migration_id: str, screen: Screen, *, interactive: bool) -> int:
+async def follow(
+    socket_path: Path, migration_id: str, screen: Screen, *, interactive: bool, cancels: bool = False
+) -> int:
     """Show a migration until it has ended or the person leaves; gives the exit status.
 
-    SIGINT asks what to do where `interactive`, and leaves where not or when it comes again; SIGTERM leaves.
+    SIGINT asks what to do where `interactive`, and leaves where not or when it comes again; SIGTERM leaves. Where it
+    `cancels`, the first of either does that.
     Raises `InDoubtError` where the agent went away and did not come back.
     """
-    follower = _Follower(socket_path, migration_id, screen, interactive)
+    follower = _Follower(socket_path, migration_id, screen, interactive, cancels)
     with follower.signals():
         return await follower.run()
 
@@ -77,7 +80,8 @@ class _Follower:
     Owns the terminal's input while `_asking`.
     """
 
-    def __init__(self, socket_path: Path, migration_id: str, screen: Screen, interactive: bool) -> None:
+    def __init__(self, socket_path: Path, migration_id: str, screen: Screen, interactive: bool, cancels: bool) -> None:
+        self._cancels = cancels
         self._socket_path = socket_path
         self._migration_id = migration_id
         self._screen = screen
@@ -118,6 +122,10 @@ class _Follower:
                 return self._take_event(taken)
             case _StreamEnded(error):
                 raise error or InDoubtError("the agent ended the stream of events before the migration had ended")
+            case _Interrupted() if self._cancels:
+                self._cancels = False
+                await self._cancel()
+                return None
             case _Interrupted(number):
                 if number == signal.SIGINT and self._interactive and not self._asking:
                     self._ask()

@@ -10,7 +10,22 @@ from typing import Annotated
 import typer
 
 from phaul import __version__
-from phaul.cli import agent, audit, check, dirty_rate, doctor, host, lab, migrate, policy, resolve, status, trust
+from phaul.cli import (
+    agent,
+    audit,
+    check,
+    dirty_rate,
+    doctor,
+    dump,
+    host,
+    lab,
+    migrate,
+    policy,
+    resolve,
+    restore,
+    status,
+    trust,
+)
 from phaul.cli.failure import INTERRUPTED_STATUS, defect_of
 from phaul.cli.options import JsonOption
 from phaul.cli.run import show_error
@@ -27,7 +42,7 @@ phaul migrate 4711 --to b.example --address 10.0.0.50/24
 [bold]Exit status[/]
 
 0 done · 2 usage · 10 refused, 11 no agent answers, 12 not trusted, 13 not allowed: nothing was touched ·
-14 not installed ·
+14 not installed · 15 a dump was not restored ·
 20 to 26 rolled back, it runs on the source · 30 rolled back with leftovers · 40 in doubt · 41 lost, images kept ·
 70 a defect of phaul (PHAUL_DEBUG=1 shows the traceback) · 130 interrupted
 """
@@ -62,6 +77,8 @@ def phaul(
 
 app.command(epilog=migrate.MIGRATE_EPILOG)(migrate.migrate)
 app.command(epilog=check.EPILOG)(check.check)
+app.command(epilog=dump.EPILOG)(dump.dump)
+app.command(epilog=restore.EPILOG)(restore.restore)
 app.command()(migrate.watch)
 app.command()(migrate.cancel)
 app.command()(status.status)

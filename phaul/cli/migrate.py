@@ -22,7 +22,7 @@ from phaul.install.target import Login
 from phaul.migration.facts import Compression, Mode, OnStall
 from phaul.rpc.v1 import facts_pb2
 from phaul.rpc.v1.facts_pb2 import AddressRequest, MigrationRequest
-from phaul.units import parse_bandwidth, parse_seconds
+from phaul.units import parse_bandwidth
 
 MIGRATE_EPILOG = """[bold]Examples[/]
 
@@ -185,18 +185,17 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
     """Read what was typed; raises `UsageError` before any agent is asked."""
     from phaul.agent.destination import parse_destination
     from phaul.migration.address_rules import parse_address
-    from phaul.migration.new_addresses import parse_new_address, parse_new_gateway
-    from phaul.migration.new_identity import parse_host_name, parse_new_mac
+    from phaul.migration.new_identity import parse_host_name
 
-    max_downtime_seconds = _duration("--max-downtime", typed.max_downtime or "0")
+    max_downtime_seconds = options.duration("--max-downtime", typed.max_downtime or "0")
     if typed.max_downtime and not max_downtime_seconds:
         raise UsageError("--max-downtime: no pause at all cannot be had; a freeze takes some ten milliseconds at least")
     request = MigrationRequest(
         root_pid=pid,
         destination=str(parse_destination(to)),
         drop_unaccepted=typed.drop_unaccepted,
-        timeout_seconds=_duration("--timeout", typed.timeout),
-        freeze_timeout_seconds=_duration("--freeze-timeout", typed.freeze_timeout),
+        timeout_seconds=options.duration("--timeout", typed.timeout),
+        freeze_timeout_seconds=options.duration("--freeze-timeout", typed.freeze_timeout),
         bandwidth_bytes_per_second=_bandwidth(typed.bandwidth) if typed.bandwidth else 0,
         compress=facts_pb2.Compression.Value(f"COMPRESSION_{typed.compress.name}"),
         mode=facts_pb2.Mode.Value(f"MODE_{typed.mode.name}"),
@@ -206,15 +205,9 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
         hooks=typed.hooks,
         host_name=parse_host_name(typed.host_name) if typed.host_name else "",
     )
-    for typed_mac in typed.new_macs:
-        new = parse_new_mac(typed_mac)
-        request.new_macs.append(facts_pb2.NewMac(device=new.device, mac=new.mac))
-    for typed_pair in typed.new_addresses:
-        pair = parse_new_address(typed_pair)
-        request.new_addresses.append(facts_pb2.NewAddress(old=pair.old, new=pair.new, prefix_length=pair.prefix_length))
-    for typed_pair in typed.new_gateways:
-        pair = parse_new_gateway(typed_pair)
-        request.new_gateways.append(facts_pb2.NewAddress(old=pair.old, new=pair.new))
+    request.new_macs.extend(options.new_macs(typed.new_macs))
+    request.new_addresses.extend(options.new_addresses(typed.new_addresses))
+    request.new_gateways.extend(options.new_gateways(typed.new_gateways))
     for address in typed.addresses:
         if address == "auto":
             request.auto_addresses = True
@@ -224,13 +217,6 @@ def build_request(pid: int, to: str, typed: Typed) -> MigrationRequest:
             AddressRequest(address=wanted.address, prefix_length=wanted.prefix_length, device=wanted.device)
         )
     return request
-
-
-def _duration(option: str, typed: str) -> float:
-    try:
-        return parse_seconds(typed)
-    except ValueError as error:
-        raise UsageError(f"{option}: {error}") from error
 
 
 def _bandwidth(typed: str) -> int:

@@ -11,8 +11,11 @@ from typing import Annotated
 import typer
 
 from phaul.config import AgentConfig
+from phaul.errors import UsageError
 from phaul.install.target import Login
 from phaul.migration.facts import Compression, Mode, OnStall
+from phaul.rpc.v1.facts_pb2 import NewAddress, NewMac
+from phaul.units import parse_seconds
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, one object a line, and nothing else.")]
 SocketOption = Annotated[
@@ -127,3 +130,35 @@ def login(identities: Sequence[Path] | None, known_hosts: Path | None, accept_ne
 def socket_path(option: Path | None) -> Path:
     """The socket to use: as typed, else from the environment, else the usual one."""
     return option or AgentConfig().socket
+
+
+def duration(option: str, typed: str) -> float:
+    """Read a time as typed, in seconds; raises `UsageError`."""
+    try:
+        return parse_seconds(typed)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from error
+
+
+def new_addresses(typed: Sequence[str]) -> list[NewAddress]:
+    """Read --new-address as typed; raises `UsageError`."""
+    from phaul.migration.new_addresses import parse_new_address
+
+    return [
+        NewAddress(old=each.old, new=each.new, prefix_length=each.prefix_length)
+        for each in map(parse_new_address, typed)
+    ]
+
+
+def new_gateways(typed: Sequence[str]) -> list[NewAddress]:
+    """Read --new-gateway as typed; raises `UsageError`."""
+    from phaul.migration.new_addresses import parse_new_gateway
+
+    return [NewAddress(old=each.old, new=each.new) for each in map(parse_new_gateway, typed)]
+
+
+def new_macs(typed: Sequence[str]) -> list[NewMac]:
+    """Read --new-mac as typed; raises `UsageError`."""
+    from phaul.migration.new_identity import parse_new_mac
+
+    return [NewMac(device=each.device, mac=each.mac) for each in map(parse_new_mac, typed)]

@@ -6,7 +6,7 @@ Turns a dump or restore request into CRIU's options and hands out the gates. Sen
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from phaul.migration.engine_requests import DumpRequest, PreDumped, PreDumpReque
 from phaul.migration.facts import HostFacts
 from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.lazy import Loading, LoadingState
+from phaul.migration.readdressing import STAYING, Readdressing
 from phaul.rpc.criu import rpc_pb2
 from phaul.system.memory import page_size_bytes
 from phaul.system.namespaces import CLONE_NEWNET
@@ -93,13 +94,13 @@ class CriuEngine:
                 pid=request.root_pid,
                 notify_scripts=True,
                 tcp_established=request.keep_connections,
-                tcp_close=bool(request.new_addresses),
+                tcp_close=request.close_connections,
                 tcp_skip_in_flight=request.drop_unaccepted,
                 shell_job=request.shell_job,
                 file_locks=True,
                 link_remap=True,
                 ps=rpc_pb2.PageServer(fd=request.page_channel_fd),
-                network_lock=rpc_pb2.SKIP if request.fenced or request.new_addresses else _network_lock(features),
+                network_lock=rpc_pb2.SKIP if request.fenced or request.close_connections else _network_lock(features),
                 parent_img=_beside(request.images, request.parent),
                 empty_ns=CLONE_NEWNET if request.empty_network else None,
                 track_mem=request.parent is not None,  # or all is sent again (criu/mem.c: __page_in_parent)
@@ -113,12 +114,30 @@ class CriuEngine:
                 about_to_freeze,
             )
             async with gate:
-                readdress(request.images, dict(request.new_addresses))
-                if not request.empty_network:  # whose images `network.own_content` makes
-                    set_addresses(request.images, request.readdressing)
-                set_macs(request.images, dict(request.new_macs))
-                set_host_name(request.images, request.host_name)
+                await self.change_identity(
+                    request.images,
+                    request.new_addresses,
+                    STAYING
+                    if request.empty_network
+                    else request.readdressing,  # its images `network.own_content` makes
+                    request.new_macs,
+                    request.host_name,
+                )
                 yield gate
+
+    async def change_identity(
+        self,
+        images: Path,
+        new_addresses: Sequence[tuple[str, str]] = (),
+        readdressing: Readdressing = STAYING,
+        new_macs: Sequence[tuple[str, str]] = (),
+        host_name: str = "",
+    ) -> None:
+        """Change the images that say it."""
+        readdress(images, dict(new_addresses))
+        set_addresses(images, readdressing)
+        set_macs(images, dict(new_macs))
+        set_host_name(images, host_name)
 
     @asynccontextmanager
     async def restore(self, request: RestoreRequest) -> AsyncIterator[HeldRestore]:

@@ -11,7 +11,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from phaul.migration.engine_requests import DumpRequest, PreDumped, PreDumpReque
 from phaul.migration.facts import HostFacts
 from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.lazy import Loading, LoadingState
+from phaul.migration.readdressing import STAYING, Readdressing
 from phaul.transfer import page_protocol
 from phaul.transfer.page_protocol import Command, Header, PageFlag
 
@@ -205,6 +206,20 @@ class FakeEngine:
         finally:
             if not held.decided:
                 await held.discard()
+
+    async def change_identity(
+        self,
+        images: Path,
+        new_addresses: Sequence[tuple[str, str]] = (),
+        readdressing: Readdressing = STAYING,
+        new_macs: Sequence[tuple[str, str]] = (),
+        host_name: str = "",
+    ) -> None:
+        """Write it into the one small image."""
+        content = json.loads((images / "fake.img").read_text())
+        content["host_name"] = host_name or content["host_name"]
+        content["macs"] |= dict(new_macs)
+        (images / "fake.img").write_text(json.dumps(content))
 
     async def guard(self) -> FakeGuard:
         """Give one."""

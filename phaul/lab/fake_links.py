@@ -73,10 +73,11 @@ class FakeOwnNetworks:
         self._machine.act("own_networks.cut")
         self._machine.links -= {each.outer for each in network.links}
 
-    async def forget(self, migration_id: str, network: NetworkFacts) -> None:
+    async def forget(self, migration_id: str, network: NetworkFacts, *, fenced: bool = True) -> None:
         """None is left of those behind the fence."""
         self._machine.act("own_networks.forget")
-        self._machine.links -= {each.outer for each in self._machine.link_fences.get(migration_id, ())}
+        found = self._machine.link_fences.get(migration_id, ()) if fenced else network.links
+        self._machine.links -= {each.outer for each in found}
 
     async def announce(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
         """Note it."""

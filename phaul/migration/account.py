@@ -1,4 +1,4 @@
-"""What the coordinator says of a migration as it begins, and the account of a completed one at its end. Pure."""
+"""What the coordinator says of a migration as it begins, and the account of a completed one at its end."""
 
 from __future__ import annotations
 
@@ -52,4 +52,16 @@ def account(
         wire_bytes=sending.delivered_bytes(),
         compressed=sending.compressed,
         predicted_downtime_us=precopy.predicted_downtime_us if precopy else 0,
+    )
+
+
+async def learn(
+    precopy: PreCopy, sending: Sending, sent_before: int, dump_us: int, timeline: Timeline, *, lazily: bool
+) -> None:
+    """What this migration cost makes the prediction of the next one better. `sent_before`: bytes before the freeze."""
+    await precopy.learn(
+        page_bytes=sending.channel.sent_bytes() - sent_before,
+        dump_us=dump_us,
+        downtime_us=timeline.resumed_us - timeline.frozen_us,
+        lazy=lazily,
     )

@@ -19,6 +19,7 @@ from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import ConnectionFacts, HookRun
 from phaul.migration.hooks import HookScene, HostHooks, Stage
 from phaul.migration.host import Host
+from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.journal import Journal, Mark, ended, last_of
 from phaul.migration.lazy import Loading
 from phaul.migration.page_images import HashedImage, PageImage, Runs
@@ -76,9 +77,14 @@ class Arrivals:
         incoming = await asyncio.shield(asyncio.ensure_future(self._prepare(reservation)))
         return incoming.pages.token
 
-    async def _prepare(self, reservation: Reservation) -> _Incoming:
+    async def prepare_for(self, reservation: Reservation, pages: Reception) -> Path:
+        """The same for images that come in another way; give the directory where they shall go."""
+        incoming = await asyncio.shield(asyncio.ensure_future(self._prepare(reservation, pages)))
+        return incoming.arrival.images
+
+    async def _prepare(self, reservation: Reservation, pages: Reception | None = None) -> _Incoming:
         async with self._preparing:
-            return self._incoming.get(reservation.migration_id) or await self._admit(reservation)
+            return self._incoming.get(reservation.migration_id) or await self._admit(reservation, pages)
 
     async def reopen(self, migration_id: str) -> bytes:
         """PRECOPY: wait for another page channel in place of one that broke; give its token."""
@@ -153,6 +159,19 @@ class Arrivals:
             self._journals.forget(migration_id)
         return aborted
 
+    async def give_up(self, migration_id: str, reason: str) -> Aborted:
+        """Undo everything of a migration that is lost here, as there is another copy of its images."""
+        await self._find(migration_id).arrival.let_go()
+        journal = self._journals.of(migration_id)
+        arrival = await self.recover(migration_id, journal)
+        if (held := last_of(journal.records, Mark.HELD)) is not None:
+            await self._host.workload.finish_kill(TreeIdentity.from_data(held.data))
+        aborted = await arrival.abort(reason)
+        self._observer.settled(migration_id, Outcome.ROLLED_BACK, None)
+        self._incoming.pop(migration_id, None)
+        self._journals.forget(migration_id)
+        return aborted
+
     @property
     def under_way(self) -> int:
         """How many have not ended."""
@@ -214,7 +233,7 @@ class Arrivals:
             await incoming.arrival.settled()
             await incoming.arrival.let_go()
 
-    async def _admit(self, reservation: Reservation) -> _Incoming:
+    async def _admit(self, reservation: Reservation, pages: Reception | None) -> _Incoming:
         migration_id = reservation.migration_id
         journal = self._journals.of(migration_id)
         if journal.records:
@@ -240,7 +259,7 @@ class Arrivals:
             self._journals.forget(migration_id)
             raise
         memory_bytes = reservation.memory_bytes
-        incoming = _Incoming(arrival, self._receive(directory, room_bytes(memory_bytes), memory_bytes))
+        incoming = _Incoming(arrival, pages or self._receive(directory, room_bytes(memory_bytes), memory_bytes))
         incoming.heard_us = self._host.clock.monotonic_us()
         incoming.lease = asyncio.create_task(self._watch_lease(migration_id, incoming))
         self._incoming[migration_id] = incoming

@@ -38,6 +38,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "old_address_missing", "new_address_taken", "new_address_prefix", "new_address_elsewhere",
         "new_gateway_host_network", "new_gateway_unused", "gateway_unreachable",
         "connections_closed", "unaccepted_connections", "address_on_both_hosts", "address_claimed",
+        "dumped_ipvlan",
         "address_of_own_network", "link_kind", "link_not_on_host", "link_without_bridge", "bridge_with_vlans",
         "bridge_missing", "mac_taken", "network_name_taken", "link_number_taken",
         "new_mac_host_network", "new_mac_device",

@@ -20,11 +20,10 @@ from phaul.errors import (
     SwitchoverError,
     UnreachableError,
 )
-from phaul.migration import lazy, new_identity, own_network, preflight
-from phaul.migration.account import account, started
+from phaul.migration import lazy, new_identity, preflight
+from phaul.migration.account import account, learn, started
 from phaul.migration.both_hooks import BothHooks
 from phaul.migration.check import Allowed, check, every_workload
-from phaul.migration.engine_requests import DumpRequest
 from phaul.migration.events import (
     EventSink,
     MigrationReport,
@@ -42,8 +41,8 @@ from phaul.migration.interfaces import HeldDump, TreeHandle
 from phaul.migration.journal import Data, Journal, Mark
 from phaul.migration.limits import Limits
 from phaul.migration.mode import choose
-from phaul.migration.peer import PeerAgent, Reservation, RestoredCopy
-from phaul.migration.plan import fenced, keeps_connections, plan
+from phaul.migration.peer import PeerAgent
+from phaul.migration.plan import dump_request, plan, reservation
 from phaul.migration.progress import tell_progress
 from phaul.migration.recovery import Word
 from phaul.migration.resuming import resume
@@ -55,6 +54,7 @@ from phaul.migration.verification import Verification
 from phaul.migration.wire import SourceWire
 from phaul.units import MIB
 
+DEAD_SECONDS = 10.0  # for the kernel to end a tree that was killed
 SMALL_IMAGES_BYTES = 256 * MIB  # room on the source for what is not memory: pipes, sockets' queues, ghost files
 
 
@@ -141,6 +141,9 @@ class Coordinator:
                 self._peer.send_images(self._id, self._images), self._wire.stranded(facts)
             )
 
+        if self._request.leave_running:
+            return await self._leave_running(facts, tree, image_bytes)
+
         await self._enter(Phase.RESTORE)
         await self._hooks.run(Stage.PRE_RESTORE)
         verified = asyncio.create_task(self._verify(tree))
@@ -155,7 +158,8 @@ class Coordinator:
         await self._enter(Phase.SWITCHOVER)
         await self._journal.write(Mark.SWITCHING)
         with self._timeline.step("move addresses"):
-            await self._give_up()
+            self._undo.add(self._wire.name, self._wire.take_back)
+            await self._wire.give_up()  # the destination has had the addresses since before its restore, fenced
         await self._hooks.run(Stage.SWITCHOVER)
 
         await self._enter(Phase.COMMIT)
@@ -173,10 +177,12 @@ class Coordinator:
             await self._note(Mark.RESUMED)
         finally:
             await self._enter(Phase.CLEANUP)
-            await self._clean_up(held)
+            await self._clean_up(held, tree)
         await self._hooks.settled()
         await self._note(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
-        await self._learn(copy)
+        if self._rounds:
+            before = self._sent_before
+            await learn(self._rounds, self._sending, before, self._dump_us, self._timeline, lazily=copy.lazy)
         warnings = tuple(self._warnings)
         return account(self._timeline, facts, addresses, copy, image_bytes, self._rounds, self._sending, warnings)
 
@@ -211,21 +217,15 @@ class Coordinator:
         self._undo.add("the keeper", self._keeper.close)
         self._undo.add("the reservation on the destination", self._abort_destination)
         channel = await self._peer.prepare(
-            Reservation(
-                migration_id=self._id,
-                source_host=self._host_name,
-                root_pid=facts.root_pid,
-                command=facts.tasks[0].command,
-                memory_bytes=facts.memory_bytes,
+            reservation(
+                self._id,
+                facts,
+                self._request,
                 addresses=preflight.destination_addresses(self._request, addresses),
-                keep_connections=keeps_connections(facts, self._request),
-                shell_job=facts.needs_shell_job,
                 network=self._network_there,
+                source_host=self._host_name,
                 source_port=self._host.peer_port(),
-                source_peer="",
-                hooks=self._request.hooks,
                 destination_host=self._hooks.destination_host,
-                close_connections=bool(self._request.new_addresses),
             )
         )
         self._undo.add("the page channel", as_undo(channel.close))
@@ -255,6 +255,7 @@ class Coordinator:
 
     async def _freeze(self, facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> HeldDump:
         """The final dump, its memory going through the page channel; afterwards every task is frozen and held."""
+        self._before_freeze = len(self._undo)
         self._undo.add("rules that CRIU made", self._wire.remove_locks)
         self._undo.add("the fence on this host", self._wire.unfence)
 
@@ -274,21 +275,16 @@ class Coordinator:
         await self._sending.begin(frozen=True)
         self._sent_before = self._sending.channel.sent_bytes()
         channel = self._sending.channel
-        request = DumpRequest(
-            migration_id=self._id,
-            root_pid=facts.root_pid,
+        request = dump_request(
+            self._id,
+            facts,
+            self._request,
+            addresses=addresses,
             images=self._images,
             page_channel_fd=channel.fileno(),
-            keep_connections=keeps_connections(facts, self._request),
-            shell_job=facts.needs_shell_job,
-            drop_unaccepted=self._request.drops_unaccepted,
-            fenced=fenced(facts, addresses),
             parent=self._rounds.newest if self._rounds else None,
-            new_addresses=tuple((each.old, each.new) for each in self._request.new_addresses),
+            macs=self._macs,
             readdressing=self._wire.change,
-            new_macs=tuple(self._macs.items()),
-            host_name=self._request.host_name,
-            empty_network=own_network.is_left_out(facts.network),
         )
         # Undone before the fence is lifted: no packet wakes a task before its connections are cured.
         self._undo.add("the workload's running on", self._keeper.run_again)
@@ -311,16 +307,27 @@ class Coordinator:
         with self._timeline.step("verify memory"):
             await self._verification.run(tree)
 
-    async def _give_up(self) -> None:
-        """Take the addresses off this host. The destination has had them since before its restore, behind a fence."""
-        self._undo.add(self._wire.name, self._wire.take_back)
-        await self._wire.give_up()
+    async def _leave_running(self, facts: WorkloadFacts, tree: TreeHandle, image_bytes: int) -> MigrationReport:
+        """The dump of a workload that goes on: it does so as soon as its memory was compared, and before all else."""
+        await self._verify(tree)
+        if leftovers := await see_through(self._undo.unwind(but=self._before_freeze)):
+            raise DumpError("the workload could not be let run as it was", detail="\n".join(leftovers))
+        self._limits.end()
+        self._timeline.run_on()
+        await self._enter(Phase.RESTORE)
+        copy = await self._peer.restore(self._id)
+        self.committed = True
+        await self._enter(Phase.CLEANUP)
+        for leftover in await self._undo.unwind():
+            self._warn(f"left behind: {leftover}")
+        await self._note(Mark.ENDED, {"outcome": str(Outcome.COMPLETED)})
+        return account(self._timeline, facts, (), copy, image_bytes, None, self._sending, tuple(self._warnings))
 
     async def _commit(self, tree: TreeHandle) -> None:
         """Kill the tree, once it is on disk that this will happen. From the first line on no cancel is heard."""
         if not tree.stands_still():
             raise DumpError("the frozen workload ran on: its CRIU was killed, and somebody sent it SIGCONT")
-        if not self._request.new_addresses:  # there clients are to hear of the end
+        if not self._request.closes_connections:  # there clients are to hear of the end
             tree.silence()  # a rollback cures them
         self.committed = True
         try:
@@ -331,7 +338,7 @@ class Coordinator:
         tree.kill()
         self.killed = True
 
-    async def _clean_up(self, held: HeldDump) -> None:
+    async def _clean_up(self, held: HeldDump, tree: TreeHandle) -> None:
         """Whatever fails here is a warning: the workload runs on the destination."""
         self._undo.forget()
         last = UndoStack()
@@ -342,6 +349,8 @@ class Coordinator:
             last.add("the workload's CPU quota", self._rounds.put_back)
         last.add("the page channel", as_undo(self._sending.channel.close))
         last.add("the keeper", self._keeper.close)
+        if self._request.closes_connections:  # not before the fence: clients are to hear of the end
+            last.add("the dead workload", lambda: tree.wait_dead(DEAD_SECONDS))
         last.add("CRIU", lambda: self._dump.__aexit__(None, None, None))
         last.add("CRIU", held.release_killed)
         for leftover in await last.unwind():
@@ -362,17 +371,6 @@ class Coordinator:
             await self._note(Mark.ENDED, {"outcome": str(Outcome.ROLLED_BACK)})
         return leftovers
 
-    async def _learn(self, copy: RestoredCopy) -> None:
-        """What this migration cost makes the prediction of the next one better."""
-        if self._rounds:
-            timeline = self._timeline
-            await self._rounds.learn(
-                page_bytes=self._sending.channel.sent_bytes() - self._sent_before,
-                dump_us=self._dump_us,
-                downtime_us=timeline.resumed_us - timeline.frozen_us,
-                lazy=copy.lazy,
-            )
-
     async def _note(self, mark: Mark, data: Data | None = None) -> None:
         """Journal what recovery would find out without it as well: failing to is no reason to fail."""
         try:
@@ -381,6 +379,8 @@ class Coordinator:
             self._warn(error.message)
 
     async def _abort_destination(self) -> None:
+        if self.committed:
+            return  # a dump that stands
         try:
             aborted = await self._peer.abort(self._id, self._reason, self._hooks.rollback_seconds)
         except UnreachableError as error:

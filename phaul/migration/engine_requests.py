@@ -23,11 +23,12 @@ class DumpRequest:
     drop_unaccepted: bool
     fenced: bool  # no packet reaches any of the workload's connections, so the engine need not lock them itself
     parent: Path | None = None  # the images of the newest round of pre-copy; None: all memory is sent
-    new_addresses: tuple[tuple[str, str], ...] = ()  # (old, new); with any, TCP connections are not kept
+    new_addresses: tuple[tuple[str, str], ...] = ()  # (old, new)
     readdressing: Readdressing = STAYING  # of the copy's own network namespace
     new_macs: tuple[tuple[str, str], ...] = ()  # (device, MAC), of the copy; the tree itself keeps what it has
     host_name: str = ""  # of the copy; "" for that of the tree
     empty_network: bool = False  # leave out what the workload's own network namespace holds: it is carried otherwise
+    close_connections: bool = False  # leave TCP connections alone; in the images they are closed ones
 
 
 @dataclass(frozen=True, slots=True)

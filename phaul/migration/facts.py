@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+DIRECTORY = "directory:"  # begins a destination that is no host: then an absolute path
+
 
 class FileUse(StrEnum):
     """How a workload holds a path."""
@@ -318,7 +320,7 @@ class MigrationRequest:
     """What the person asked for."""
 
     root_pid: int
-    destination: str  # HOST or HOST:PORT as typed
+    destination: str  # HOST or HOST:PORT as typed; or `DIRECTORY` and a path of this host: a dump
     addresses: tuple[AddressRequest, ...] = ()
     drop_unaccepted: bool = False  # connections that wait in a listen queue may be lost (CRIU tcp_skip_in_flight)
     timeout_seconds: float = 0  # for everything up to COMMIT; 0: no limit
@@ -335,11 +337,22 @@ class MigrationRequest:
     new_macs: tuple[NewMac, ...] = ()
     host_name: str = ""  # that the copy's own UTS namespace gets; "" leaves it as it is
     new_gateways: tuple[NewAddress, ...] = ()  # of routes in a network namespace of its own
+    leave_running: bool = False  # of a dump: the workload goes on
 
     @property
     def drops_unaccepted(self) -> bool:
         """Whether connections that wait in a listen queue may be lost: also where all of them are closed."""
-        return self.drop_unaccepted or bool(self.new_addresses)
+        return self.drop_unaccepted or self.closes_connections
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether the images stay in a directory, and nothing runs from them for now."""
+        return self.destination.startswith(DIRECTORY)
+
+    @property
+    def closes_connections(self) -> bool:
+        """Whether the copy has no TCP connections."""
+        return self.at_rest or bool(self.new_addresses)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,7 @@ from phaul.migration.guard import Guard
 from phaul.migration.journal import Data
 from phaul.migration.lazy import Loader, Loading
 from phaul.migration.page_images import Ahead, Block, HashedImage
+from phaul.migration.readdressing import STAYING, Readdressing
 from phaul.migration.recovery import Tree
 
 
@@ -272,6 +273,17 @@ class Engine(Protocol):
         `about_to_freeze` is awaited at the last moment before the tasks are stopped; if it raises, they are not. It is
         given the PID of the process that is about to stop them.
         """
+        ...
+
+    async def change_identity(
+        self,
+        images: Path,
+        new_addresses: Sequence[tuple[str, str]] = (),
+        readdressing: Readdressing = STAYING,
+        new_macs: Sequence[tuple[str, str]] = (),
+        host_name: str = "",
+    ) -> None:
+        """Have a finished dump be restored with another identity, as `DumpRequest` has it. Raises `PhaulError`."""
         ...
 
     def restore(self, request: RestoreRequest) -> AbstractAsyncContextManager[HeldRestore]:

@@ -66,10 +66,10 @@ def as_arriving(request: MigrationRequest, workload: WorkloadFacts) -> WorkloadF
     if workload.network is not None:
         change = readdressing(request, workload.network)
         workload = replace(workload, network=readdressed(workload.network, change))
-    if not request.new_addresses:
+    if not request.closes_connections:
         return workload
     new = {each.old: each.new for each in request.new_addresses}
-    staying = (each for each in workload.connections if not _closed(each))
+    staying = (each for each in workload.connections if not is_closed(each))
     return replace(
         workload,
         connections=tuple(
@@ -88,7 +88,7 @@ def new_address_problems(
         yield from _host_problems(request, workload, destination)
     if not request.new_addresses:
         return
-    closed = [each for each in workload.connections if _closed(each)]
+    closed = [each for each in workload.connections if is_closed(each)]
     if closed:
         yield Problem(
             "connections_closed",
@@ -141,5 +141,6 @@ def _host_problems(
             )
 
 
-def _closed(each: ConnectionFacts) -> bool:
+def is_closed(each: ConnectionFacts) -> bool:
+    """Whether a copy without TCP connections does not have this socket as it is."""
     return each.protocol == "tcp" and (each.state in TALKING_STATES or bool(each.remote_port))

@@ -100,10 +100,11 @@ class OwnNetworks(Protocol):
         """
         ...
 
-    async def forget(self, migration_id: str, network: NetworkFacts) -> None:
+    async def forget(self, migration_id: str, network: NetworkFacts, *, fenced: bool = True) -> None:
         """The tree is dead: remove the links that stand behind the fence of this migration, and the namespace's names.
 
         Where there is no such fence nothing is done: then this was done before, or the host was restarted since.
+        Without `fenced` there never was one.
         """
         ...
 

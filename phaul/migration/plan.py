@@ -7,14 +7,19 @@ it through, after a crash.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from ipaddress import IPv6Address, ip_address
+from pathlib import Path
 from typing import Any
 
-from phaul.migration.facts import AddressFacts, ConnectionFacts, MigrationRequest, WorkloadFacts
+from phaul.migration.engine_requests import DumpRequest
+from phaul.migration.facts import AddressFacts, ConnectionFacts, MigrationRequest, NetworkFacts, WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
 from phaul.migration.journal import Data
 from phaul.migration.new_own_addresses import readdressing
-from phaul.migration.own_network import is_fenced
+from phaul.migration.own_network import is_fenced, is_left_out
+from phaul.migration.peer import Reservation
+from phaul.migration.readdressing import Readdressing
 
 
 def plan(
@@ -45,7 +50,7 @@ def planned_connections(data: Data) -> tuple[ConnectionFacts, ...]:
 
 def keeps_connections(facts: WorkloadFacts, request: MigrationRequest) -> bool:
     """Whether CRIU must keep TCP connections: it refuses a dump with any unless told so, or told to close them."""
-    return not request.new_addresses and any(connection.protocol == "tcp" for connection in facts.connections)
+    return not request.closes_connections and any(connection.protocol == "tcp" for connection in facts.connections)
 
 
 def fenced(facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> bool:
@@ -65,3 +70,66 @@ def fenced(facts: WorkloadFacts, addresses: tuple[AddressFacts, ...]) -> bool:
         if local not in fenced and not local.is_loopback:
             return False
     return True
+
+
+def reservation(
+    migration_id: str,
+    facts: WorkloadFacts,
+    request: MigrationRequest,
+    *,
+    addresses: tuple[AddressFacts, ...],
+    network: NetworkFacts | None,
+    source_host: str,
+    source_port: int,
+    destination_host: str,
+    source_peer: str = "",
+) -> Reservation:
+    """What the destination shall hold ready. `addresses` and `network` are as they shall be there."""
+    return Reservation(
+        migration_id=migration_id,
+        source_host=source_host,
+        root_pid=facts.root_pid,
+        command=facts.tasks[0].command,
+        memory_bytes=facts.memory_bytes,
+        addresses=addresses,
+        keep_connections=keeps_connections(facts, request),
+        shell_job=facts.needs_shell_job,
+        network=network,
+        source_port=source_port,
+        source_peer=source_peer,
+        hooks=request.hooks,
+        destination_host=destination_host,
+        close_connections=request.closes_connections,
+    )
+
+
+def dump_request(
+    migration_id: str,
+    facts: WorkloadFacts,
+    request: MigrationRequest,
+    *,
+    addresses: tuple[AddressFacts, ...],
+    images: Path,
+    page_channel_fd: int,
+    parent: Path | None,
+    macs: Mapping[str, str],
+    readdressing: Readdressing,
+) -> DumpRequest:
+    """What the engine is asked for in FREEZE. `macs` are new ones, by device."""
+    return DumpRequest(
+        migration_id=migration_id,
+        root_pid=facts.root_pid,
+        images=images,
+        page_channel_fd=page_channel_fd,
+        keep_connections=keeps_connections(facts, request),
+        shell_job=facts.needs_shell_job,
+        drop_unaccepted=request.drops_unaccepted,
+        fenced=fenced(facts, addresses),
+        parent=parent,
+        new_addresses=tuple((each.old, each.new) for each in request.new_addresses),
+        readdressing=readdressing,
+        new_macs=tuple(macs.items()),
+        host_name=request.host_name,
+        empty_network=is_left_out(facts.network),
+        close_connections=request.closes_connections,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from phaul.errors import PolicyError, PreflightError
-from phaul.migration import new_identity
+from phaul.migration import at_rest, new_identity
 from phaul.migration.address_rules import (
     address_problems,
     agents_problems,
@@ -83,7 +83,7 @@ def compare(
             destination.host,
         ),
     ]
-    unique = list(dict.fromkeys(found))
+    unique = list(dict.fromkeys(at_rest.judged(request, workload, found)))
     return tuple(sorted(unique, key=lambda problem: problem.severity is not Severity.REFUSES))
 
 

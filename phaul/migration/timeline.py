@@ -42,6 +42,10 @@ class Timeline:
         self.resumed_us = max(self.killed_us, self._clock.monotonic_us() - running_for_us)
         self.add_step("resume", self.killed_us, self.resumed_us - self.killed_us, Role.DESTINATION)
 
+    def run_on(self) -> None:
+        """The tree runs again where it was."""
+        self.killed_us = self.resumed_us = self._clock.monotonic_us()
+
     def add_step(self, name: str, start_us: int, duration_us: int, host: Role) -> None:
         """Add a step that was timed elsewhere."""
         self._steps.append((name, start_us, duration_us, host))

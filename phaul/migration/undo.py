@@ -27,18 +27,18 @@ class UndoStack:
         """Queue an undo. `what` names what is left behind if it fails, e.g. "the address 10.0.0.5/24 on eth0"."""
         self._undos.append((what, undo))
 
-    def __bool__(self) -> bool:
-        """Whether anything would have to be undone."""
-        return bool(self._undos)
+    def __len__(self) -> int:
+        """How much would have to be undone."""
+        return len(self._undos)
 
     def forget(self) -> None:
         """The acts stand for good."""
         self._undos.clear()
 
-    async def unwind(self) -> tuple[str, ...]:
-        """Undo everything; give what was left behind and why, one sentence each."""
+    async def unwind(self, but: int = 0) -> tuple[str, ...]:
+        """Undo everything but the first so many acts; give what was left behind and why, one sentence each."""
         leftovers: list[str] = []
-        while self._undos:
+        while len(self._undos) > but:
             what, undo = self._undos.pop()
             try:
                 await undo()

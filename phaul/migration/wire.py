@@ -11,7 +11,7 @@ from pathlib import Path
 
 from phaul.errors import PhaulError, SwitchoverError
 from phaul.migration.address_rules import normal
-from phaul.migration.facts import AddressFacts, ConnectionFacts, NetworkFacts, WorkloadFacts
+from phaul.migration.facts import DIRECTORY, AddressFacts, ConnectionFacts, NetworkFacts, WorkloadFacts
 from phaul.migration.host import Host
 from phaul.migration.journal import Data
 from phaul.migration.own_network import external, is_left_out, network_from
@@ -35,7 +35,11 @@ def announce_again_seconds() -> tuple[float, ...]:
 
 
 class SourceWire:
-    """The wire of a workload that leaves this host."""
+    """The wire of a workload that leaves this host.
+
+    Args:
+        open_to_the_end: no connection of it is carried, so that there is nothing to be kept from its clients.
+    """
 
     def __init__(
         self,
@@ -46,7 +50,10 @@ class SourceWire:
         connections: Sequence[ConnectionFacts],
         own: NetworkFacts | None,
         change: Readdressing,
+        *,
+        open_to_the_end: bool = False,
     ) -> None:
+        self._open_to_the_end = open_to_the_end
         self._network = host.network
         self._networks = host.own_networks
         self._workload = host.workload
@@ -68,6 +75,7 @@ class SourceWire:
             planned_connections(plan),
             network_from(plan.get("network")),
             readdressing_from(plan.get("readdressing")),
+            open_to_the_end=str(plan["destination"]).startswith(DIRECTORY),
         )
 
     @property
@@ -84,6 +92,8 @@ class SourceWire:
 
     async def fence(self) -> None:
         """The workload is about to freeze: let nothing in or out. Raises `SwitchoverError`."""
+        if self._open_to_the_end:
+            return
         if self.addresses:
             await self._network.fence(self._id, self.addresses)
         if self._own and self._own.links:
@@ -132,7 +142,7 @@ class SourceWire:
         if self._own:
             if self.change.leaving:
                 await self._networks.drain(self._id, self._own, self.change.leaving)
-            await self._networks.forget(self._id, self._own)
+            await self._networks.forget(self._id, self._own, fenced=not self._open_to_the_end)
         await self.unfence()
 
     async def remove_locks(self) -> None:

@@ -131,9 +131,9 @@ class HostOwnNetworks:
                     raise SwitchoverError(f"{', '.join(sorted(names))} is still there, and in use")
                 await asyncio.sleep(LOOK_SECONDS if names else 0)
 
-    async def forget(self, migration_id: str, network: NetworkFacts) -> None:
+    async def forget(self, migration_id: str, network: NetworkFacts, *, fenced: bool = True) -> None:
         """Remove what stands behind the fence of a migration whose tree is dead, and the names of its namespace."""
-        if network.links and not await link_fence.stands(migration_id):
+        if fenced and network.links and not await link_fence.stands(migration_id):
             return
         # Also one without a name: the kernel takes its time to take it down, and until then it would answer.
         if way := self._way(migration_id, network):

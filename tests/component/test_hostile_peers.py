@@ -188,6 +188,7 @@ async def test_even_a_trusted_host_has_so_many_connections_and_no_more(pair: Pai
 @pytest.fixture
 async def peer(pair: Pair) -> AsyncIterator[GrpcPeer]:
     found = pair.source.server._migrations._connect(pair.destination.target)
+    assert isinstance(found, GrpcPeer)
     try:
         yield found
     finally:
@@ -346,6 +347,7 @@ async def test_a_migration_is_only_its_source_s(pair: Pair, peer: GrpcPeer, trus
     trusts.give("c")
     trusts.store("a").put_host(trusts.store("c").host_file.read_text())  # from the same address, as another host
     other = pair.source.server._migrations._connect(pair.destination.target)
+    assert isinstance(other, GrpcPeer)
     try:
         for step in (
             other.abort("0badcafe", "x"),

@@ -24,6 +24,7 @@ from phaul.agent.peer_client import GrpcPeer
 from phaul.agent.peer_service import HistoryObserver, PeerService
 from phaul.agent.policy_file import PolicyFile
 from phaul.agent.resolution import Resolver
+from phaul.agent.restores import Restores
 from phaul.agent.settlers import Settlers
 from phaul.agent.tls_bridge import LiveConnections
 from phaul.criu.images import encode_pagemap
@@ -137,7 +138,14 @@ class World:
         self.peer_service = PeerService(host, self.arrivals, self.journals, listener, self.migrations.killed, self.gate)
         leftovers = Leftovers(host, self.journals, self.arrivals, settlers, lambda _: False)
         self.person_service = AgentService(
-            host, self.migrations, history, resolver, self.arrivals, self.gate, leftovers
+            host,
+            self.migrations,
+            history,
+            resolver,
+            self.arrivals,
+            self.gate,
+            leftovers,
+            Restores(host, self.arrivals),
         )
 
     async def close(self) -> None:

@@ -223,6 +223,9 @@ class SimEngine:
     async def describe(self) -> HostFacts:
         return HostFacts()
 
+    async def change_identity(self, *_: object) -> None:
+        raise AssertionError("no dump is restored here")
+
     async def pre_dump(self, request: PreDumpRequest) -> PreDumped:
         machine = self._host.machine
         machine.act("engine.pre_dump")

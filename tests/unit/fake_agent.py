@@ -44,6 +44,7 @@ class Script:
     removed: Sequence[pb.Leftover] = ()
     requests: list[Any] = field(default_factory=list)
     released: asyncio.Event = field(default_factory=asyncio.Event)
+    restore_events: Sequence[pb.RestoreDumpEvent] = ()
     watches: int = 0
 
 
@@ -104,6 +105,13 @@ class FakeAgent(AgentServicer):
                     return
             yield event
             await asyncio.sleep(script.pause_seconds)
+
+    async def RestoreDump(  # noqa: N802
+        self, request: pb.RestoreDumpRequest, context: Any
+    ) -> AsyncIterator[pb.RestoreDumpEvent]:
+        await self._note(request, context)
+        for event in self._script.restore_events:
+            yield event
 
     async def CancelMigration(self, request: pb.MigrationReference, context: Any) -> pb.CancelMigrationReply:  # noqa: N802
         await self._note(request, context)

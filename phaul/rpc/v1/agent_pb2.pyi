@@ -191,6 +191,155 @@ class DescribePolicyRequest(_message.Message):
 Global___DescribePolicyRequest: _TypeAlias = DescribePolicyRequest  # noqa: Y015
 
 @_typing.final
+class RestoreDumpRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DIRECTORY_FIELD_NUMBER: _builtins.int
+    NEW_ADDRESSES_FIELD_NUMBER: _builtins.int
+    NEW_MACS_FIELD_NUMBER: _builtins.int
+    HOST_NAME_FIELD_NUMBER: _builtins.int
+    NEW_GATEWAYS_FIELD_NUMBER: _builtins.int
+    directory: _builtins.str
+    """absolute"""
+    host_name: _builtins.str
+    @_builtins.property
+    def new_addresses(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.NewAddress]: ...
+    @_builtins.property
+    def new_macs(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.NewMac]: ...
+    @_builtins.property
+    def new_gateways(self) -> _containers.RepeatedCompositeFieldContainer[_facts_pb2.NewAddress]: ...
+    def __init__(
+        self,
+        *,
+        directory: _builtins.str = ...,
+        new_addresses: _abc.Iterable[_facts_pb2.NewAddress] | None = ...,
+        new_macs: _abc.Iterable[_facts_pb2.NewMac] | None = ...,
+        host_name: _builtins.str = ...,
+        new_gateways: _abc.Iterable[_facts_pb2.NewAddress] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["directory", b"directory", "host_name", b"host_name", "new_addresses", b"new_addresses", "new_gateways", b"new_gateways", "new_macs", b"new_macs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreDumpRequest: _TypeAlias = RestoreDumpRequest  # noqa: Y015
+
+@_typing.final
+class RestoreDumpEvent(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BEGUN_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    RESTORED_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def begun(self) -> Global___RestoreBegun: ...
+    @_builtins.property
+    def warning(self) -> Global___Warning: ...
+    @_builtins.property
+    def progress(self) -> Global___RestoreProgress: ...
+    @_builtins.property
+    def restored(self) -> Global___RestoredDump: ...
+    def __init__(
+        self,
+        *,
+        begun: Global___RestoreBegun | None = ...,
+        warning: Global___Warning | None = ...,
+        progress: Global___RestoreProgress | None = ...,
+        restored: Global___RestoredDump | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "kind", b"kind", "progress", b"progress", "restored", b"restored", "warning", b"warning"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begun", b"begun", "kind", b"kind", "progress", b"progress", "restored", b"restored", "warning", b"warning"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["begun", "warning", "progress", "restored"]  # noqa: Y015
+    _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
+
+Global___RestoreDumpEvent: _TypeAlias = RestoreDumpEvent  # noqa: Y015
+
+@_typing.final
+class RestoreBegun(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    HOST_NAME_FIELD_NUMBER: _builtins.int
+    DUMPED_UNIX_US_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    """by which this host's log and `phaul status` know it"""
+    command: _builtins.str
+    host_name: _builtins.str
+    """where it was dumped"""
+    dumped_unix_us: _builtins.int
+    bytes: _builtins.int
+    """of all images"""
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        command: _builtins.str = ...,
+        host_name: _builtins.str = ...,
+        dumped_unix_us: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "command", b"command", "dumped_unix_us", b"dumped_unix_us", "host_name", b"host_name", "migration_id", b"migration_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBegun: _TypeAlias = RestoreBegun  # noqa: Y015
+
+@_typing.final
+class RestoreProgress(_message.Message):
+    """Images on their way into memory, several times a second."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DONE_BYTES_FIELD_NUMBER: _builtins.int
+    TOTAL_BYTES_FIELD_NUMBER: _builtins.int
+    done_bytes: _builtins.int
+    total_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        done_bytes: _builtins.int = ...,
+        total_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["done_bytes", b"done_bytes", "total_bytes", b"total_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreProgress: _TypeAlias = RestoreProgress  # noqa: Y015
+
+@_typing.final
+class RestoredDump(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PID_FIELD_NUMBER: _builtins.int
+    DURATION_US_FIELD_NUMBER: _builtins.int
+    pid: _builtins.int
+    duration_us: _builtins.int
+    def __init__(
+        self,
+        *,
+        pid: _builtins.int = ...,
+        duration_us: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["duration_us", b"duration_us", "pid", b"pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoredDump: _TypeAlias = RestoredDump  # noqa: Y015
+
+@_typing.final
 class PolicyReport(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

@@ -56,6 +56,11 @@ class AgentStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_facts__pb2.MigrationRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.StartMigrationReply.FromString,
                 _registered_method=True)
+        self.RestoreDump = channel.unary_stream(
+                '/phaul.v1.Agent/RestoreDump',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.RestoreDumpRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.RestoreDumpEvent.FromString,
+                _registered_method=True)
         self.WatchMigration = channel.unary_stream(
                 '/phaul.v1.Agent/WatchMigration',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.MigrationReference.SerializeToString,
@@ -125,6 +130,14 @@ class AgentServicer:
 
     def StartMigration(self, request, context):
         """Starts a migration in the agent and returns at once; watch it to see it through. It goes on when the caller leaves.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreDump(self, request, context):
+        """Restores what `phaul dump` has left in a directory of this host; the last event says what runs. A caller who leaves
+        before that has it undone.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -209,6 +222,11 @@ def add_AgentServicer_to_server(servicer, server):
                     servicer.StartMigration,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_facts__pb2.MigrationRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.StartMigrationReply.SerializeToString,
+            ),
+            'RestoreDump': grpc.unary_stream_rpc_method_handler(
+                    servicer.RestoreDump,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.RestoreDumpRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_agent__pb2.RestoreDumpEvent.SerializeToString,
             ),
             'WatchMigration': grpc.unary_stream_rpc_method_handler(
                     servicer.WatchMigration,
@@ -359,6 +377,33 @@ class Agent:
             '/phaul.v1.Agent/StartMigration',
             phaul_dot_rpc_dot_v1_dot_facts__pb2.MigrationRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_agent__pb2.StartMigrationReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreDump(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/phaul.v1.Agent/RestoreDump',
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.RestoreDumpRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_agent__pb2.RestoreDumpEvent.FromString,
             options,
             channel_credentials,
             insecure,

@@ -43,6 +43,10 @@ class AgentStub:
     """
     StartMigration: _grpc.UnaryUnaryMultiCallable[_facts_pb2.MigrationRequest, _agent_pb2.StartMigrationReply]
     """Starts a migration in the agent and returns at once; watch it to see it through. It goes on when the caller leaves."""
+    RestoreDump: _grpc.UnaryStreamMultiCallable[_agent_pb2.RestoreDumpRequest, _agent_pb2.RestoreDumpEvent]
+    """Restores what `phaul dump` has left in a directory of this host; the last event says what runs. A caller who leaves
+    before that has it undone.
+    """
     WatchMigration: _grpc.UnaryStreamMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.MigrationEvent]
     """Every event of a migration from its first on, then live until it has ended."""
     CancelMigration: _grpc.UnaryUnaryMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.CancelMigrationReply]
@@ -75,6 +79,10 @@ class AgentAsyncStub(AgentStub):
     """
     StartMigration: _aio.UnaryUnaryMultiCallable[_facts_pb2.MigrationRequest, _agent_pb2.StartMigrationReply]  # type: ignore[assignment]
     """Starts a migration in the agent and returns at once; watch it to see it through. It goes on when the caller leaves."""
+    RestoreDump: _aio.UnaryStreamMultiCallable[_agent_pb2.RestoreDumpRequest, _agent_pb2.RestoreDumpEvent]  # type: ignore[assignment]
+    """Restores what `phaul dump` has left in a directory of this host; the last event says what runs. A caller who leaves
+    before that has it undone.
+    """
     WatchMigration: _aio.UnaryStreamMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.MigrationEvent]  # type: ignore[assignment]
     """Every event of a migration from its first on, then live until it has ended."""
     CancelMigration: _aio.UnaryUnaryMultiCallable[_agent_pb2.MigrationReference, _agent_pb2.CancelMigrationReply]  # type: ignore[assignment]
@@ -128,6 +136,16 @@ class AgentServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_agent_pb2.StartMigrationReply, _abc.Awaitable[_agent_pb2.StartMigrationReply]]:
         """Starts a migration in the agent and returns at once; watch it to see it through. It goes on when the caller leaves."""
+
+    @_abc_1.abstractmethod
+    def RestoreDump(
+        self,
+        request: _agent_pb2.RestoreDumpRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_agent_pb2.RestoreDumpEvent], _abc.AsyncIterator[_agent_pb2.RestoreDumpEvent]]:
+        """Restores what `phaul dump` has left in a directory of this host; the last event says what runs. A caller who leaves
+        before that has it undone.
+        """
 
     @_abc_1.abstractmethod
     def WatchMigration(

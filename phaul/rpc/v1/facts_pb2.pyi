@@ -902,8 +902,10 @@ class MigrationRequest(_message.Message):
     NEW_MACS_FIELD_NUMBER: _builtins.int
     HOST_NAME_FIELD_NUMBER: _builtins.int
     NEW_GATEWAYS_FIELD_NUMBER: _builtins.int
+    LEAVE_RUNNING_FIELD_NUMBER: _builtins.int
     root_pid: _builtins.int
     destination: _builtins.str
+    """HOST or HOST:PORT; "directory:" and an absolute path of this host: a dump"""
     drop_unaccepted: _builtins.bool
     timeout_seconds: _builtins.float
     """for everything up to COMMIT; 0: no limit"""
@@ -922,6 +924,8 @@ class MigrationRequest(_message.Message):
     """move also those that the workload uses and nobody else does"""
     host_name: _builtins.str
     """of the copy, in its own UTS namespace; "" leaves it as it is"""
+    leave_running: _builtins.bool
+    """of a dump: the workload goes on"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRequest]: ...
     @_builtins.property
@@ -957,10 +961,11 @@ class MigrationRequest(_message.Message):
         new_macs: _abc.Iterable[Global___NewMac] | None = ...,
         host_name: _builtins.str = ...,
         new_gateways: _abc.Iterable[Global___NewAddress] | None = ...,
+        leave_running: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "host_name", b"host_name", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "new_addresses", b"new_addresses", "new_gateways", b"new_gateways", "new_macs", b"new_macs", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "auto_addresses", b"auto_addresses", "bandwidth_bytes_per_second", b"bandwidth_bytes_per_second", "compress", b"compress", "destination", b"destination", "drop_unaccepted", b"drop_unaccepted", "freeze_timeout_seconds", b"freeze_timeout_seconds", "hooks", b"hooks", "host_name", b"host_name", "leave_running", b"leave_running", "max_downtime_seconds", b"max_downtime_seconds", "max_rounds", b"max_rounds", "mode", b"mode", "new_addresses", b"new_addresses", "new_gateways", b"new_gateways", "new_macs", b"new_macs", "on_stall", b"on_stall", "root_pid", b"root_pid", "timeout_seconds", b"timeout_seconds"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,1 @@
+"""Dumps at rest: directories that hold a workload until somebody restores it."""
