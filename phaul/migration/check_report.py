@@ -36,7 +36,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "connection_address_missing", "port_taken", "connection_shared", "listener_shared", "peer_stays_behind",
         "peer_on_destination", "new_address_unused", "new_address_moves", "new_address_missing",
         "old_address_missing", "new_address_taken", "new_address_prefix", "new_address_elsewhere",
-        "new_gateway_host_network", "new_gateway_unused", "gateway_unreachable",
+        "new_gateway_host_network", "new_gateway_unused", "gateway_unreachable", "peer_unreachable",
         "connections_closed", "unaccepted_connections", "address_on_both_hosts", "address_claimed",
         "dumped_ipvlan",
         "address_of_own_network", "link_kind", "link_not_on_host", "link_without_bridge", "bridge_with_vlans",

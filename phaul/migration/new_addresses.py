@@ -83,7 +83,7 @@ def new_address_problems(
 ) -> Iterator[Problem]:
     """Say which of the new addresses cannot be had, and what will be closed."""
     if workload.network is not None and (request.new_addresses or request.new_gateways):
-        yield from own_address_problems(request, workload.network, source, destination)
+        yield from own_address_problems(request, workload.network, workload.connections, source, destination)
     elif not workload.has_own_network:
         yield from _host_problems(request, workload, destination)
     if not request.new_addresses:

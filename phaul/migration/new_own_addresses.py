@@ -5,12 +5,13 @@ Called by `new_addresses`, `new_identity` and the coordinator. Pure; what is don
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_address, ip_interface, ip_network
 
-from phaul.migration.address_rules import normal
+from phaul.migration.address_rules import normal, worded
 from phaul.migration.facts import (
+    ConnectionFacts,
     DestinationFacts,
     HostFacts,
     LinkFacts,
@@ -65,7 +66,11 @@ def fresh(request: MigrationRequest, network: NetworkFacts | None) -> set[str]:
 
 
 def own_address_problems(
-    request: MigrationRequest, network: NetworkFacts, source: HostFacts, destination: DestinationFacts
+    request: MigrationRequest,
+    network: NetworkFacts,
+    connections: Sequence[ConnectionFacts],
+    source: HostFacts,
+    destination: DestinationFacts,
 ) -> Iterator[Problem]:
     """Say which of the new addresses and gateways cannot be had."""
     has = [each for link in network.links for each in link.addresses]
@@ -104,6 +109,7 @@ def own_address_problems(
         for place in (each for each in change.places if each.index == link.index):
             yield from _place_problems(place, there, destination.host)
         yield from _gateway_problems(link, there)
+    yield from _peer_problems(connections, network, readdressed(network, change))
     used = {each for link in network.links for each in link.gateways}
     for pair in request.new_gateways:
         if pair.old not in used:
@@ -157,6 +163,25 @@ def _gateway_problems(link: LinkFacts, there: LinkFacts) -> Iterator[Problem]:
             f"Name the gateway that is in it: --new-gateway {old}=NEW; or take these routes away before "
             "(`ip route del`).",
         )
+
+
+def _peer_problems(
+    connections: Sequence[ConnectionFacts], here: NetworkFacts, there: NetworkFacts
+) -> Iterator[Problem]:
+    """Datagram sockets that are connected: CRIU connects them again, which the kernel refuses without a route."""
+    if any(link.gateways for link in there.links):
+        return  # by which anybody may be reached
+    for each in connections:
+        address = ip_address(each.remote_address)
+        if each.protocol != "udp" or not each.remote_port or address.is_loopback:
+            continue
+        before, after = (any(_is_reached(each.remote_address, link) for link in links.links) for links in (here, there))
+        if before and not after:
+            yield Problem(
+                "peer_unreachable",
+                f"No route leads from the workload's addresses there to the peer of its socket {worded(each)}.",
+                "Name an address in a network from which it is reached, or end what talks to it.",
+            )
 
 
 def _is_reached(gateway: str, link: LinkFacts) -> bool:

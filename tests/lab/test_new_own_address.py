@@ -145,6 +145,9 @@ def test_a_server_gets_new_addresses_and_its_clients_are_told(stage: Stage, kind
                 waiting.check_told(move.phase_at("commit"))
                 assert client.report()[0].error in ("EOF", "ECONNRESET", "EPIPE")
                 assert capture.rivals() == []
+                # The new ones are announced, the old ones not.
+                assert [capture.claimants(each) for each in (change.ip4, change.ip6)] == [{change.mac}] * 2
+                assert change.mac not in capture.claimants(box.ip4) | capture.claimants(box.ip6)
         assert has(box, stage.b) == {f"{change.ip4}/16", f"{change.ip6}/64"}
         old = {each.replace(box.ip4, change.ip4).replace(box.ip6, change.ip6) for each in before[0]}
         assert bound(box, stage.b) == old

@@ -47,6 +47,10 @@ class Capture:
         """Give the MACs from which the ends of connections of an address came."""
         return {line.split()[3] for line in self._lines() if line.startswith(f"fin {address} ")}
 
+    def claimants(self, address: str) -> set[str]:
+        """Give the MACs that have claimed an address."""
+        return {line.split()[2] for line in self._lines() if line.startswith(f"claim {address} ")}
+
     def rivals(self) -> list[str]:
         """Say where two claimed an address at once: one that had lost it to another spoke up again afterwards.
 

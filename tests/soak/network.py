@@ -24,6 +24,7 @@ from tests.lab.wire import Capture
 
 PORT = 5000
 ATTEMPTS = 5
+LATE_MS = 50
 Say = Callable[[str], None]
 
 
@@ -35,17 +36,20 @@ class Outcome:
     blocks: int = 0
     connections: int = 0
     first_ms: list[float] = field(default_factory=list)  # of each move: from RESUME to the first packet at the client
+    late: list[str] = field(default_factory=list)  # what those were that took long, and where the time went
     wrong: list[str] = field(default_factory=list)
 
     def described(self) -> str:
         """In a few lines."""
         ordered = sorted(self.first_ms)
         middle, most = statistics.median(ordered), ordered[-1]
-        late = sum(each > 50 for each in ordered)
-        return (
-            f"{self.moves} moves of {self.connections} connections, {self.blocks} blocks answered\n"
-            f"RESUME to the first packet at the client: median {middle:.0f} ms, longest {most:.0f} ms, "
-            f"{late} of {len(ordered)} above 50 ms"
+        return "\n".join(
+            [
+                f"{self.moves} moves of {self.connections} connections, {self.blocks} blocks answered",
+                f"RESUME to the first packet at the client: median {middle:.0f} ms, longest {most:.0f} ms, "
+                f"{len(self.late)} of {len(ordered)} above {LATE_MS} ms",
+                *self.late,
+            ]
         )
 
 
@@ -134,4 +138,9 @@ def _move(stage: Stage, workload: Workload, capture: Capture, outcome: Outcome) 
     stage.wait_exchange(workload.client, 5)
     resume = move.phase_at("resume")
     first = min(capture.first_after(address, resume) for address in workload.listens)
-    outcome.first_ms.append((first - resume) * 1e3)
+    took_ms = (first - resume) * 1e3
+    outcome.first_ms.append(took_ms)
+    if took_ms > LATE_MS:
+        phases = {each["phase"]: each["unix_us"] for each in move.events if each["event"] == "phase_started"}
+        over_ms = (phases["cleanup"] - phases["resume"]) / 1e3
+        outcome.late.append(f"move {outcome.moves + 1}, {workload.name}: {took_ms:.0f} ms, of RESUME {over_ms:.0f} ms")

@@ -147,6 +147,21 @@ def test_what_is_said(request_: MigrationRequest, code: str) -> None:
     assert (found[0].severity is Severity.WARNS) == (code == "new_address_elsewhere")
 
 
+def test_the_peer_of_a_datagram_socket_is_to_be_reached_as_it_was() -> None:
+    alone = replace(VETH, gateways=(), on_link=())
+    near, far = (ConnectionFacts("udp", "established", OLD, 53, each, 9) for each in ("10.0.0.77", "203.0.113.1"))
+    for peer, link, found in (
+        (near, alone, ["peer_unreachable"]),
+        (near, VETH, ["gateway_unreachable"]),
+        (far, alone, []),
+    ):
+        facts = workload(link, connections=(peer, replace(peer, remote_port=0)))
+        assert [each.code for each in problems(asked(f"{OLD}={NEW}"), facts)] == found
+        assert problems(asked(f"{OLD}=10.0.0.9"), facts) == []
+    tcp = workload(alone, connections=(replace(near, protocol="tcp"),))
+    assert [each.code for each in problems(asked(f"{OLD}={NEW}"), tcp)] == ["connections_closed"]
+
+
 def test_two_may_change_places() -> None:
     two = replace(VETH, addresses=(f"{OLD}/24", "10.0.0.6/24"))
     claim = ClaimFacts("10.0.0.6", VETH.mac)  # by the workload itself
