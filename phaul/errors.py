@@ -20,6 +20,7 @@ class Where(StrEnum):
     DESTINATION = "running on the destination"
     IN_DOUBT = "in doubt"
     LOST = "on neither host; its images are kept"
+    DUMPED = "no copy of it here; the dump is as it was"
     NOT_CONCERNED = "not concerned"
 
 
@@ -182,10 +183,11 @@ class HookError(RolledBackError):
 
 
 class NotRestoredError(PhaulError):
-    """A dump could not be restored: nothing of a copy is left, and the dump is as it was."""
+    """A dump was refused, or could not be restored: nothing of a copy is left, and the dump is as it was."""
 
     exit_status = 15
     grpc_status = "ABORTED"
+    where = Where.DUMPED
 
 
 class LeftoversError(RolledBackError):

@@ -81,11 +81,17 @@ class Restores:
     async def restore(self, directory: Path, identity: MigrationRequest, tell: Tell) -> None:
         """Restore a dump; the last that is told says what runs. Cancelling before that undoes all.
 
-        Raises `PreflightError` or `PolicyError` with nothing touched, `NotRestoredError` with all undone.
+        Raises `PolicyError` with nothing touched, and `NotRestoredError` with nothing touched or all undone.
 
         Args:
             identity: of which only the copy's new identity counts.
         """
+        try:
+            await self._restore(directory, identity, tell)
+        except PreflightError as error:
+            raise NotRestoredError(error.message, hint=error.hint, detail=error.detail) from error
+
+    async def _restore(self, directory: Path, identity: MigrationRequest, tell: Tell) -> None:
         migration_id = secrets.token_hex(4)
         begun_us = self._host.clock.monotonic_us()
         manifest = await asyncio.to_thread(store.read, directory)
@@ -134,6 +140,7 @@ class Restores:
             *preflight.compare(asked, facts, source, here),
             *new_identity.problems(asked, facts, source, here),
         )
+        problems = at_rest.advised(problems, known.host_name)
         refusing = [each for each in problems if each.severity is Severity.REFUSES]
         if refusing:
             raise preflight.refusal(refusing)

@@ -24,6 +24,7 @@ _WHERE_TEXT = {
     Where.DESTINATION: "on the destination",
     Where.IN_DOUBT: "in doubt: the two hosts have not agreed",
     Where.LOST: "on neither host; its images are kept",
+    Where.DUMPED: "no copy of it here; the dump is as it was",
 }
 
 

@@ -66,7 +66,7 @@ def error_object(error: PhaulError) -> dict[str, Any]:
 
 
 def where_name(where: Where) -> str:
-    """Name where the workload runs: untouched, source, destination, in_doubt, lost, not_concerned."""
+    """Name where the workload runs: untouched, source, destination, in_doubt, lost, dumped, not_concerned."""
     return where.name.lower()
 
 

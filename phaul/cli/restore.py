@@ -29,8 +29,8 @@ phaul restore /srv/dumps/web --new-address 10.0.0.50=10.0.0.51 --new-mac 02:00:0
 
 [bold]Exit status[/]
 
-0 it runs · 2 usage · 10 refused, 11 no agent answers, 12 not trusted, 13 not allowed: nothing was touched ·
-15 it could not be restored: nothing of it runs, the dump is as it was · 70 a defect of phaul ·
+0 it runs · 2 usage · 11 no agent answers, 12 not trusted, 13 not allowed: nothing was touched ·
+15 refused or failed: no copy of it runs, the dump is as it was · 70 a defect of phaul ·
 130, 143 left by Ctrl-C or SIGTERM: undone, unless it ran already
 """
 

@@ -58,6 +58,17 @@ def as_kept(workload: WorkloadFacts) -> WorkloadFacts:
     return replace(workload, connections=kept)
 
 
+def advised(problems: Sequence[Problem], host: str) -> tuple[Problem, ...]:
+    """The same, with what to do about them where a dump is restored and nothing is migrated."""
+    hints = {
+        "ids_taken": "Is it the workload itself, left running, or another copy? End that one, or restore the dump on "
+        "another host.",
+        "connection_address_missing": f"Put that address on a device of {host}, or give the copy one that is there: "
+        "--new-address OLD=NEW.",
+    }
+    return tuple(replace(each, hint=hints.get(each.code, each.hint)) for each in problems)
+
+
 def claim_problems(claims: Sequence[ClaimFacts], arriving: WorkloadFacts, directory: str) -> tuple[Problem, ...]:
     """Say which addresses of a copy somebody has, and whether who was dumped still has its MAC.
 

@@ -17,7 +17,6 @@ from phaul.cli.status import one_migration
 from phaul.errors import (
     DumpError,
     NotRestoredError,
-    PreflightError,
     RestoreError,
     TransferError,
     UsageError,
@@ -71,7 +70,7 @@ async def test_a_workload_that_is_left_running_is_cloned(pair: Pair, tmp_path: P
     assert "own_networks.fence" not in pair.source.machine.acts
     nothing_left(pair.source)
     workload.memory = b""  # it goes on
-    with pytest.raises(PreflightError, match="in use"):
+    with pytest.raises(NotRestoredError, match="in use"):
         await restore(pair.source, path)
     new = facts_pb2.NewMac(mac=NEW_MAC)
     await restore(pair.destination, path, new_macs=[new], host_name="web2")
@@ -247,7 +246,7 @@ async def test_a_flipped_bit_is_named(pair: Pair, tmp_path: Path) -> None:
     content = bytearray(image.read_bytes())
     content[5000] ^= 1
     image.write_bytes(content)
-    with pytest.raises(PreflightError, match=r"pages-1\.img is damaged"):
+    with pytest.raises(NotRestoredError, match=r"pages-1\.img is damaged"):
         await restore(pair.destination, path)
     assert "engine.restore" not in pair.destination.machine.acts
     nothing_left(pair.destination)

@@ -124,10 +124,11 @@ def test_a_clone_runs_on_another_host_beside_the_original(stage: Stage) -> None:
         assert any("1 TCP connection will not be in the dump" in each for each in told.warnings), told.warnings
         stage.wait_exchange(client)
         again = run(stage.a, "restore", path)
-        assert (again.status, again.last["error"]["code"]) == (10, "PreflightError")
+        assert (again.status, again.last["error"]["where"]) == (15, "dumped")
         assert "in use" in again.last["error"]["message"]
         homeless = run(stage.b, "restore", path)
         assert f"uses the address {stage.a.ip4}" in homeless.last["error"]["message"], homeless
+        assert "--new-address" in homeless.last["error"]["hint"]
         told = restore(stage.b, path, "--new-address", f"{stage.a.ip4}={stage.b.ip4}")
         assert told.last["pid"] == pid
         with Numbering(stage.client, (stage.b.ip4, PORT)) as other:

@@ -62,3 +62,10 @@ def test_nobody_may_have_what_a_copy_would_have() -> None:
     assert codes(at_rest.claim_problems((mine, others), moved, "/d")) == ["mac_taken"]
     other_mac = replace(WORKLOAD, network=NetworkFacts((replace(LINK, mac="02:00:00:00:00:77", addresses=()),)))
     assert at_rest.claim_problems((mine, others), other_mac, "/d") == ()
+
+
+def test_advice_is_for_who_restores() -> None:
+    found = [Problem("ids_taken", "a", "restart it"), Problem("file_missing", "b", "copy it")]
+    ids, file = at_rest.advised(found, "b")
+    assert "another host" in ids.hint
+    assert file == found[1]

@@ -29,7 +29,8 @@ from tests.generate_errors import PAGE, documented, render
 
 # docs/design/architecture.md: exit status to where the workload then is.
 RANGES = {
-    **dict.fromkeys((1, 2, 14, 15, 70), Where.NOT_CONCERNED),
+    **dict.fromkeys((1, 2, 14, 70), Where.NOT_CONCERNED),
+    15: Where.DUMPED,
     **dict.fromkeys(range(10, 14), Where.UNTOUCHED),
     **dict.fromkeys(range(20, 28), Where.SOURCE),
     30: Where.SOURCE,
