@@ -11,6 +11,7 @@ import pytest
 from phaul.agent.client import AgentClient
 from phaul.agent.store_peer import StorePeer
 from phaul.lab.fake_machine import TreeState
+from phaul.migration.arrivals import Arrivals
 from phaul.migration.peer import PageChannel, Reservation
 from phaul.rpc.v1 import agent_pb2
 from phaul.store import directory as store
@@ -120,16 +121,24 @@ async def test_an_agent_that_dies_past_commit_leaves_a_whole_dump(
     assert (await restore(pair.destination, path))[-1].restored.pid == PID
 
 
-@pytest.mark.parametrize("act", ["engine.restore", "copy.run"])
-async def test_an_agent_that_dies_in_a_restore(mortal: MortalAgent, pair: Pair, tmp_path: Path, act: str) -> None:
+@pytest.mark.parametrize("act", ["engine.restore", "held", "copy.run"])
+async def test_an_agent_that_dies_in_a_restore(
+    mortal: MortalAgent, pair: Pair, tmp_path: Path, act: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "dump"
     await dumped(pair.source, path)
     mortal.machine.trees.clear()
     reached = await mortal.dies_at(act)
+
+    async def held(*_: object) -> None:
+        mortal.machine.act("held")
+
+    if act == "held":
+        monkeypatch.setattr(Arrivals, "resume", held)
     asking = asyncio.create_task(_asked(mortal.client, path))
     await mortal.again(reached)
     await asyncio.gather(asking, return_exceptions=True)
-    if act == "engine.restore":  # it was not decided that it runs
+    if act != "copy.run":  # it was not decided that it runs
         await mortal.wait_outcome(agent_pb2.OUTCOME_ROLLED_BACK)
         assert mortal.state is TreeState.DEAD
     else:
