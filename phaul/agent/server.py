@@ -45,6 +45,7 @@ from phaul.agent.trust import is_loopback, require_loopback_or_insecure, trusted
 from phaul.agent.trust_keeper import TrustKeeper
 from phaul.agent.wiring import look_at_belongings, make_connect, make_host
 from phaul.config import AgentConfig
+from phaul.criu import loader
 from phaul.criu.images import encode_pagemap
 from phaul.errors import UsageError
 from phaul.migration.arrivals import Arrivals
@@ -55,7 +56,8 @@ from phaul.observe.logs import configure_logs
 from phaul.rpc.v1 import agent_pb2, peer_pb2
 from phaul.rpc.v1.agent_pb2_grpc import add_AgentServicer_to_server
 from phaul.rpc.v1.peer_pb2_grpc import add_PeerServicer_to_server
-from phaul.system import descriptors, notify, placement
+from phaul.system import descriptors, keeper, notify, placement
+from phaul.system.attendants import Attendants
 from phaul.system.children import adopt_orphans
 from phaul.system.memory import limit_arenas, page_size_bytes
 
@@ -67,6 +69,8 @@ MALLOC_ARENAS = 2
 PEER_SOCKET = "peers.sock"  # in the runtime directory: gRPC behind TLS
 PERSON_SOCKET = "people.sock"  # likewise, behind the socket of this host's people
 POLICY_SECONDS = 2.0  # how long a changed policy file may go unseen
+ATTENDANTS_SECONDS = 1.0  # after a migration, that its end is not held up
+ATTENDANTS = (keeper.__name__, loader.__name__)
 OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_send_message_length", MESSAGE_LIMIT_BYTES),
@@ -84,7 +88,9 @@ class AgentServer:
         self, config: AgentConfig, host: Host | None = None, connect: Callable[[str], GrpcPeer] | None = None
     ) -> None:
         self._config = config
-        self._host = host or make_host(config)
+        self._attendants = Attendants()
+        self._host = host or make_host(config, self._attendants)
+        self._attended = host is None
         self._audit = Audit(config.audit_path)
         self._policy = PolicyFile(config.policy)
         self._history = History(config.state_dir / "migrations", self._audit.migration)
@@ -127,6 +133,7 @@ class AgentServer:
         self._front: TlsFront | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._watch: asyncio.Task[None] | None = None
+        self._filling: asyncio.Task[None] | None = None
         self.peer_port = 0
 
     async def __aenter__(self) -> Self:
@@ -166,6 +173,8 @@ class AgentServer:
         self._policy.changed = self._policy_changed
         self._policy_changed(self._policy.current())
         self._watch = asyncio.create_task(self._watch_policy())
+        if self._attended:
+            self._filling = asyncio.create_task(self._fill_attendants())
         log.info(
             "agent.ready",
             version=__version__,
@@ -179,7 +188,7 @@ class AgentServer:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        for task in (self._keeper, self._watch):
+        for task in (self._keeper, self._watch, self._filling):
             if task is not None:
                 task.cancel()
         await self._settlers.close()
@@ -191,6 +200,7 @@ class AgentServer:
             await self._front.close()
         await self._arrivals.close()
         await self._listener.close()
+        await self._attendants.close()
         await self._audit.close()
         log.info("agent.stopped")
 
@@ -266,6 +276,12 @@ class AgentServer:
     def _policy_changed(self, policy: Policy) -> None:
         self._people.open_to_all(bool(policy.users))
         self._audit.note("policy.in_force", AGENT, "", path=str(self._policy.path) if self._policy.exists else "none")
+
+    async def _fill_attendants(self) -> None:
+        while True:
+            if not self._under_way():
+                await self._attendants.fill(ATTENDANTS)
+            await asyncio.sleep(ATTENDANTS_SECONDS)
 
     async def _watch_policy(self) -> None:
         while True:

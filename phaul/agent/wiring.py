@@ -36,6 +36,7 @@ from phaul.network.identity import HostNetwork
 from phaul.network.own_links import HostOwnNetworks
 from phaul.network.own_network import host_links
 from phaul.observe import fault_points
+from phaul.system.attendants import Attendants
 from phaul.system.cpu_quota import CpuQuota
 from phaul.system.kernel import kernel_facts
 from phaul.system.memory import available_bytes, has_huge_tmpfs, page_size_bytes
@@ -127,12 +128,13 @@ def describe(engine: Engine, network: NetworkIdentity) -> Callable[[], Awaitable
     return facts
 
 
-def make_host(config: AgentConfig) -> Host:
+def make_host(config: AgentConfig, attendants: Attendants | None = None) -> Host:
     """Put the drivers of this host together."""
-    engine = CriuEngine(config.criu, config.state_dir / "migrations")
+    attendants = attendants or Attendants()
+    engine = CriuEngine(config.criu, config.state_dir / "migrations", attendants)
     network = HostNetwork()
     return Host(
-        workload=ProcessWorkload(),
+        workload=ProcessWorkload(attendants),
         engine=engine,
         network=network,
         own_networks=HostOwnNetworks(),

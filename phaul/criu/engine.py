@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from phaul.criu import loader
 from phaul.criu.address_images import set_addresses, usable_at_once
 from phaul.criu.addresses import readdress
 from phaul.criu.features import CriuFeatures, probe
@@ -24,6 +25,8 @@ from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.migration.readdressing import STAYING, Readdressing
 from phaul.rpc.criu import rpc_pb2
+from phaul.system import keeper
+from phaul.system.attendants import Attendants
 from phaul.system.memory import page_size_bytes
 from phaul.system.namespaces import CLONE_NEWNET
 
@@ -37,9 +40,11 @@ class CriuEngine:
     Args:
         criu: the program, a name in PATH or a path.
         logs: a directory for CRIU's logs and statistics, one directory a migration below it; made when needed.
+        attendants: where guards and loaders come from.
     """
 
-    def __init__(self, criu: str, logs: Path) -> None:
+    def __init__(self, criu: str, logs: Path, attendants: Attendants) -> None:
+        self._attendants = attendants
         self._criu = criu
         self._logs = logs
         self._features: CriuFeatures | None = None
@@ -183,11 +188,13 @@ class CriuEngine:
 
     async def guard(self) -> CopyGuard:
         """Start what ends a copy that its CRIU leaves behind."""
-        return await CopyGuard.start()
+        return CopyGuard(await self._attendants.take(keeper.__name__))
 
     async def loader(self, migration_id: str, images: Path) -> PageLoader:
         """Start what loads the pages of a lazily restored copy."""
-        return await PageLoader.start(self.logs(migration_id), images)
+        pages = PageLoader(await self._attendants.take(loader.__name__))
+        await pages.begin(self.logs(migration_id), images)
+        return pages
 
     async def loading(self, migration_id: str) -> Loading:
         """Say how far it is."""

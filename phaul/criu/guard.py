@@ -1,19 +1,17 @@
 """The agent's side of the process that guards a restored copy (`system.unreleased`, in a `system.keeper`).
 
-Started before the freeze, one a migration, because a Python takes its time to start. It is a process of its own because
+Taken before the freeze, one a migration, because a Python takes its time to start. It is a process of its own because
 ptrace(2) needs a thread that waits for CRIU alone, and because it outlives the agent. Used by `criu.gates`.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-import sys
-from typing import Self
 
 import structlog
 
 from phaul.system import keeper, process
+from phaul.system.attendants import Attendant
 
 log = structlog.get_logger(__name__)
 
@@ -22,27 +20,11 @@ END_SECONDS = 5.0  # for it to end after the farewell
 
 
 class CopyGuard:
-    """Implements `phaul.migration.guard.Guard`. Owns the process, and the socket to it, until `close`."""
+    """Implements `phaul.migration.guard.Guard`. Owns its attendant, a `system.keeper`, until `close`."""
 
-    def __init__(self, child: asyncio.subprocess.Process, to_keeper: socket.socket) -> None:
-        self._child = child
-        self._socket = to_keeper
+    def __init__(self, attendant: Attendant) -> None:
+        self._child, self._socket = attendant.child, attendant.socket
         self._is_ready = False
-
-    @classmethod
-    async def start(cls) -> Self:
-        """Start one; it need not be ready yet."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-I", "-B", "-m", keeper.__name__, str(theirs.fileno())]
-        try:
-            child = await process.start(argv, [theirs.fileno()])
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        return cls(child, ours)
 
     async def watch(self, criu_pid: int, root_pid: int, since_ticks: int) -> bool:
         """Guard a copy from now on. False, with a warning in the log, where that is not possible."""

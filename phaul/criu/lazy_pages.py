@@ -1,4 +1,4 @@
-"""The agent's side of the loader (`criu.loader`): started before the freeze, used by a lazy restore, looked at later.
+"""The agent's side of the loader (`criu.loader`): taken before the freeze, used by a lazy restore, looked at later.
 
 Used by `criu.engine`. What became of a loader is read from the file that it keeps locked, so that an agent which starts
 later knows as much as the one that started it.
@@ -9,16 +9,15 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
-import socket
 import sys
 from pathlib import Path
-from typing import Self
 
 from phaul.criu import loader
 from phaul.criu.loader import State
 from phaul.errors import RestoreError
 from phaul.migration.lazy import Loading, LoadingState
 from phaul.system import process
+from phaul.system.attendants import Attendant
 
 READY_SECONDS = 10.0  # for a Python to start on a busy host; it does so while the memory is on its way
 END_SECONDS = 5.0  # for one that nobody needs
@@ -27,26 +26,18 @@ END_SECONDS = 5.0  # for one that nobody needs
 class PageLoader:
     """Implements `phaul.migration.interfaces.Loader`. Owns the socket; the process, once used, looks after itself."""
 
-    def __init__(self, child: asyncio.subprocess.Process, to_loader: socket.socket) -> None:
-        self._socket = to_loader
-        self._ended = asyncio.create_task(process.reap_started(child))
+    def __init__(self, attendant: Attendant) -> None:
+        self._socket = attendant.socket
+        self._ended = asyncio.create_task(process.reap_started(attendant.child))
         self._is_ready = False
 
-    @classmethod
-    async def start(cls, work: Path, images: Path) -> Self:
-        """Start one. `work` is CRIU's working directory at the restore; `images` is read once that begins."""
+    async def begin(self, work: Path, images: Path) -> None:
+        """Have it wait for CRIU. `work` is where CRIU's restore works; `images` are read once it does."""
         await asyncio.to_thread(work.mkdir, 0o700, parents=True, exist_ok=True)
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-I", "-B", "-m", loader.__name__, str(theirs.fileno()), str(work), str(images)]
         try:
-            child = await process.start(argv, [theirs.fileno()])
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        return cls(child, ours)
+            self._socket.send(loader.encode_order(work, images))
+        except OSError:
+            pass  # it has ended: `ready` says so
 
     async def ready(self) -> None:
         """See `Loader.ready`."""

@@ -1,9 +1,9 @@
 """The loader: a process that puts the pages of a restored workload in place while that runs already.
 
-Started by `criu.lazy_pages`, one a migration, as `python -I -B -m phaul.criu.loader FD WORK IMAGES`; FD is a Unix
-socket to the agent, WORK the directory in which CRIU's restore looks for `lazy-pages.socket`. CRIU's restore hands it
-the userfaultfd of every task (CRIU 4.2, criu/uffd.c), and says when the tasks are about to run. From then on the loader
-loads everything, what a task waits for first, and ends.
+An attendant (`system.attendants`) of `criu.lazy_pages`, one a migration. The agent names the directory WORK to it, in
+which CRIU's restore looks for `lazy-pages.socket`, and the one of the images. CRIU's restore hands it the userfaultfd
+of every task (CRIU 4.2, criu/uffd.c), and says when the tasks are about to run. From then on the loader loads
+everything, what a task waits for first, and ends.
 
 It stands in for `criu lazy-pages`, which may not die: when the last holder of a userfaultfd ends, the kernel gives the
 task pages of zeros instead of its memory (seen: the workload crashed at once). So this one never gives up, outlives
@@ -53,6 +53,7 @@ AGAIN_SECONDS = 0.2  # after something failed that is tried again: memory is sho
 ADDRESSES = (1 << 16, 1 << 47, 1 << 48)  # all that tasks use; woken piece by piece, as some kernels have fewer
 CHANGE = struct.Struct(f"=I{userfaultfd.MESSAGE_BYTES}s")  # to the twin: which task, and what it was told
 DONE = b"done"
+ORDER_BYTES = 2 * 4096 + 1  # two paths (PATH_MAX)
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
@@ -73,6 +74,11 @@ class State(StrEnum):
     LOADING = "loading"
     FAILING = "failing"
     DONE = "done"
+
+
+def encode_order(work: Path, images: Path) -> bytes:
+    """Give what the agent says first."""
+    return os.fsencode(work) + b"\0" + os.fsencode(images)
 
 
 def encode_state(state: State, left: int, total: int) -> bytes:
@@ -304,7 +310,11 @@ def main(argv: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)  # who stops the agent must not stop this one
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps twins
     keep_from_oom_killer()
-    agent, work, images = socket.socket(fileno=int(argv[1])), Path(argv[2]), Path(argv[3])
+    agent = socket.socket(fileno=int(argv[1]))
+    order = agent.recv(ORDER_BYTES)
+    if not order:
+        return 0  # the agent has no use for us, or has died
+    work, images = map(os.fsdecode, order.split(b"\0"))
     os.chdir(work)  # a socket's path may have 107 bytes
     state_fd = os.open(STATE_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(state_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -323,7 +333,7 @@ def main(argv: Sequence[str]) -> int:
         if listener not in readable:
             return 0  # the agent has no use for us, or has died
         connection, _ = listener.accept()
-    loader = Loader(images, state_fd)
+    loader = Loader(Path(images), state_fd)
     with connection:
         if not loader.take(connection):
             return 0

@@ -1,9 +1,9 @@
 """The keeper: a process that outlives the agent and sees to it that a frozen workload is not left standing still.
 
-Started by `workloads.keeping`, one a migration, as `python -I -B -m phaul.system.keeper FD`; FD is a Unix socket to the
-agent. The agent hands it a pidfd of every task that it is about to stop by SIGSTOP. A farewell ends it. When the socket
-closes without one, the agent has died: the keeper waits until CRIU has let go of the tasks, takes their sockets out of
-repair mode where CRIU has died as well, and continues them. Standard library only. Never kills a workload.
+An attendant (`system.attendants`) of `workloads.keeping`, one a migration. The agent hands it a pidfd of every task
+that it is about to stop by SIGSTOP. A farewell ends it. When the socket closes without one, the agent has died: the
+keeper waits until CRIU has let go of the tasks, takes their sockets out of repair mode where CRIU has died as well,
+and continues them. Standard library only. Never kills a workload.
 
 From before the freeze on it also watches CRIU itself. Where that is killed with the tasks in its hands and no SIGSTOP
 on them, in the middle of a dump or of a rollback, their sockets are taken out of repair mode before CRIU lets go: the

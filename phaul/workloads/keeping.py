@@ -15,7 +15,6 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import closing
-from typing import Self
 
 import structlog
 
@@ -23,6 +22,7 @@ from phaul.errors import DumpError
 from phaul.migration.facts import WorkloadFacts
 from phaul.migration.interfaces import TreeIdentity
 from phaul.system import keeper, process, procfs
+from phaul.system.attendants import Attendant
 from phaul.system.pidfd import HeldProcess
 from phaul.system.standing_still import end_repair, is_stopped
 from phaul.workloads.held_tree import ProcessTree
@@ -34,29 +34,13 @@ END_SECONDS = 5.0  # for the keeper to end after the farewell
 
 
 class ProcessKeeper:
-    """Implements `phaul.migration.interfaces.Keeper`. Owns the keeper's process and the socket to it until `close`."""
+    """Implements `phaul.migration.interfaces.Keeper`. Owns its attendant, a `system.keeper`, until `close`."""
 
-    def __init__(self, child: asyncio.subprocess.Process, to_keeper: socket.socket, facts: WorkloadFacts) -> None:
+    def __init__(self, attendant: Attendant, facts: WorkloadFacts) -> None:
         self._facts = facts
         self._stopped_before = frozenset(task.pid for task in facts.tasks if is_stopped(task.pid))
         self._tree: ProcessTree | None = None
-        self._child = child
-        self._socket = to_keeper
-
-    @classmethod
-    async def start(cls, facts: WorkloadFacts) -> Self:
-        """Start one for a tree; see `Workload.keeper`."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        argv = [sys.executable, "-I", "-B", "-m", keeper.__name__, str(theirs.fileno())]
-        try:
-            child = await process.start(argv, [theirs.fileno()])
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        ours.setblocking(False)
-        return cls(child, ours, facts)
+        self._child, self._socket = attendant.child, attendant.socket
 
     @property
     def pid(self) -> int:

@@ -21,7 +21,8 @@ from phaul.migration.interfaces import TreeHandle, TreeIdentity
 from phaul.migration.page_images import Ahead, Block, HashedImage
 from phaul.migration.preflight import refusal
 from phaul.migration.recovery import Tree
-from phaul.system import files, procfs
+from phaul.system import files, keeper, procfs
+from phaul.system.attendants import Attendants
 from phaul.workloads import holdings, identity, keeping, memory, occupancy, sample, snapshot
 from phaul.workloads.ahead import hash_ahead
 from phaul.workloads.keeping import ProcessKeeper
@@ -32,6 +33,9 @@ from phaul.workloads.obstacles.tasks import leader_ended
 
 class ProcessWorkload:
     """Implements `phaul.migration.interfaces.Workload` for a process tree of this PID namespace. Keeps no state."""
+
+    def __init__(self, attendants: Attendants) -> None:
+        self._attendants = attendants
 
     async def inspect(self, root_pid: int) -> WorkloadFacts:
         """Say what the tree is and holds; see `Workload.inspect`."""
@@ -49,7 +53,7 @@ class ProcessWorkload:
 
     async def keeper(self, facts: WorkloadFacts) -> ProcessKeeper:
         """Start the keeper of a tree that is about to be frozen."""
-        return await ProcessKeeper.start(facts)
+        return ProcessKeeper(await self._attendants.take(keeper.__name__), facts)
 
     async def differing(self, pids: Sequence[int], images: Sequence[HashedImage], ahead: Ahead) -> tuple[Block, ...]:
         """Hash the memory and compare; see `Workload.differing`."""

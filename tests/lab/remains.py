@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Container
 from pathlib import Path
 
+from phaul.criu import loader
 from phaul.lab.host import Host
+from phaul.system import keeper
 
 from .witness import wait_until
 
@@ -18,6 +21,7 @@ LOOK = """
 nft list tables; echo --; iptables-save; ip6tables-save; echo --; ip -o addr show; echo --
 ip -o rule; ip -o route; ip -6 -o route; echo --; ip -br link; echo --; ip netns list
 """
+ATTENDANTS = (keeper.__name__, loader.__name__)  # one of each stands ready (`phaul.system.attendants`)
 TIDY_SECONDS = 10.0  # the destination announces its addresses for 0.8 s
 HISTORY = {"summary.json", "journal", "dump.log", "restore.log", "loading", "stats-dump", "stats-restore"}
 STATE = "/var/lib/phaul"
@@ -27,6 +31,8 @@ def look(host: Host) -> dict[str, list[str]]:
     """Give everything by kind, sorted."""
     agent = host.agent_pid
     assert agent is not None, f"the agent of {host.name} has ended"
+    wait_until(lambda: set(ATTENDANTS) <= set(_attendants(host, agent).values()), "no attendants stand ready")
+    ready = {name: pid for pid, name in _attendants(host, agent).items()}
     tables, rules, addresses, routes, links, networks = host.exec(["sh", "-c", LOOK]).stdout.split("--\n")
     return {
         "tables of nftables": sorted(tables.splitlines()),
@@ -36,9 +42,9 @@ def look(host: Host) -> dict[str, list[str]]:
         "network devices": sorted(line.split()[0].partition("@")[0] for line in links.splitlines()),
         "named network namespaces": sorted(line.split()[0] for line in networks.splitlines()),
         "mounts": sorted(line.split()[4] for line in host.path(f"/proc/{agent}/mountinfo").read_text().splitlines()),
-        "processes": _processes(host, agent),
+        "processes": _processes(host, {agent, *ready.values()}),
         "descriptors of the agent": _descriptors(host, agent),
-        "children of the agent": host.path(f"/proc/{agent}/task/{agent}/children").read_text().split(),
+        "children of the agent": sorted(map(str, {*_children(host, agent)} - {*ready.values()})),
         "files of phaul": [name for name in _files(host, "/run/phaul") if name != "agent.sock"],
         "files beside the history": [name for name in _files(host, STATE) if Path(name).name not in HISTORY],
         "other files": [name for place in ("/tmp", "/run/witness", "/srv") for name in _files(host, place)],
@@ -84,11 +90,28 @@ def migration_directories(host: Host) -> int:
     return len(list(host.path(STATE).glob("migrations/*/summary.json")))
 
 
-def _processes(host: Host, agent: int) -> list[str]:
-    """Give every process but the agent, zombies as such."""
+def _children(host: Host, agent: int) -> list[int]:
+    return [*map(int, host.path(f"/proc/{agent}/task/{agent}/children").read_text().split())]
+
+
+def _attendants(host: Host, agent: int) -> dict[int, str]:
+    """Give the attendants that are children of the agent, with what they are: also those that do not stand ready."""
+    found = {}
+    for pid in _children(host, agent):
+        try:
+            argv = host.path(f"/proc/{pid}/cmdline").read_text().split("\0")
+        except OSError:
+            continue  # it has ended meanwhile
+        if names := set(ATTENDANTS) & set(argv):
+            (found[pid],) = names
+    return found
+
+
+def _processes(host: Host, but: Container[int]) -> list[str]:
+    """Give every process but some, zombies as such."""
     found = []
     for entry in host.path("/proc").iterdir():
-        if not entry.name.isdigit() or entry.name == str(agent):
+        if not entry.name.isdigit() or int(entry.name) in but:
             continue
         stat = host.stat(int(entry.name))
         if stat is not None:

@@ -21,7 +21,8 @@ def loaders():
     for name in filter(str.isdigit, os.listdir("/proc")):
         try:
             if b"\\0phaul.criu.loader\\0" in open(f"/proc/{name}/cmdline", "rb").read():
-                yield int(name)
+                if os.readlink(f"/proc/{name}/cwd") != "/":  # where one stands that waits for its first word
+                    yield int(name)
         except OSError:
             pass
 pid = 0
@@ -46,7 +47,10 @@ def loaders_on(host: Host) -> list[int]:
     for entry in host.path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
-                if b"\0phaul.criu.loader\0" in (entry / "cmdline").read_bytes():
+                if (
+                    b"\0phaul.criu.loader\0" in (entry / "cmdline").read_bytes()
+                    and str((entry / "cwd").readlink()) != "/"
+                ):
                     stat = host.stat(int(entry.name))
                     if stat is not None and not stat.is_dead:
                         found[stat.pid] = stat.parent_pid

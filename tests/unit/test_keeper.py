@@ -18,6 +18,7 @@ import pytest
 
 from phaul.errors import DumpError
 from phaul.system import keeper, procfs, standing_still
+from phaul.system.attendants import Attendants
 from phaul.system.pidfd import HeldProcess
 from phaul.workloads import identity
 from phaul.workloads.keeping import ProcessKeeper, run_again
@@ -144,7 +145,7 @@ def traced(tmp_path: Path) -> Iterator[Traced]:
 
 @asynccontextmanager
 async def keeping(traced: Traced) -> AsyncIterator[ProcessKeeper]:
-    kept = await ProcessKeeper.start(await asyncio.to_thread(inspect, traced.pid))
+    kept = ProcessKeeper(await Attendants().take(keeper.__name__), await asyncio.to_thread(inspect, traced.pid))
     try:
         await kept.ready()
         yield kept

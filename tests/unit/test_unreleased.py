@@ -16,7 +16,8 @@ import pytest
 
 from phaul.criu.guard import CopyGuard
 from phaul.criu.leftovers import boot_ticks
-from phaul.system import procfs
+from phaul.system import keeper, procfs
+from phaul.system.attendants import Attendants
 from tests.unit.test_keeper import QUIET_SECONDS, WAIT_SECONDS, wait
 
 # Stands for a CRIU and the copy that it has restored: the copy is its child, which it has in its hands or not.
@@ -66,7 +67,7 @@ def restoring(how: str) -> Iterator[Restore]:
 
 @contextlib.asynccontextmanager
 async def guarding(restore: Restore) -> AsyncIterator[CopyGuard]:
-    guard = await CopyGuard.start()
+    guard = CopyGuard(await Attendants().take(keeper.__name__))
     try:
         assert await guard.watch(restore.criu.pid, restore.root_pid, restore.since_ticks)
         yield guard
@@ -118,7 +119,7 @@ async def test_who_was_there_before_is_left_alone() -> None:
 async def test_a_criu_that_is_gone_cannot_be_watched() -> None:
     with restoring("waiting") as restore:
         restore.kill_criu()
-        guard = await CopyGuard.start()
+        guard = CopyGuard(await Attendants().take(keeper.__name__))
         try:
             assert not await guard.watch(restore.criu.pid, restore.root_pid, restore.since_ticks)
             assert await guard.release()
