@@ -22,7 +22,7 @@ class PageImage:
 
 @dataclass(frozen=True, slots=True)
 class HashedImage:
-    """The same as they lie on the destination: XXH3-128 of each block, ascending.
+    """The same as they lie on the destination: XXH64 of each block, ascending.
 
     A block is what `runs` have between two multiples of `block_bytes`. An image may come in several of these.
     """

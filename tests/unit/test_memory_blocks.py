@@ -69,7 +69,7 @@ def test_hashed_as_it_comes_it_is_the_same(runs: list[tuple[int, int]], at_once:
     start = 0
     for _, segments in blocks_of(runs, PAGE):
         size = sum(size for _, size in segments)
-        wanted.append(xxhash.xxh3_128_digest(content[start : start + size]))
+        wanted.append(xxhash.xxh64_digest(content[start : start + size]))
         start += size
     assert list(running.digests()) == wanted
 
@@ -97,7 +97,7 @@ def hashed(process: int, address: int, block_bytes: int = CHUNK_BYTES, wrong: in
     runs = tuple((address + page * PAGE, 1) for page in range(64) if page % 7)
     digests = []
     for _, segments in blocks_of(runs, PAGE, block_bytes):
-        running = xxhash.xxh3_128()
+        running = xxhash.xxh64()
         for start, size in segments:
             for page in range((start - address) // PAGE, (start + size - address) // PAGE):
                 running.update(bytes([page if page != wrong else 255]) * PAGE)
@@ -153,7 +153,7 @@ def test_what_was_hashed_ahead_is_not_hashed_again(holder: tuple[int, int], monk
         for (number, segments), theirs in zip(blocks_of(image.runs, PAGE), image.digests, strict=True)
     ]
     assert any(guessed)
-    monkeypatch.setattr(ahead, "PART_BLOCKS", 1)  # to be hashed by whichever thread is free
+    monkeypatch.setattr(ahead, "PART_READS", 1)  # to be hashed by whichever thread is free
     assert ahead.hash_ahead([process], lambda: False) == known
     assert ahead.hash_ahead([process], lambda: True) == {image.name: {}}
     reads: list[object] = []

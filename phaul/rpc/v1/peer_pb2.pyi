@@ -330,7 +330,7 @@ Global___HashedPagesRequest: _TypeAlias = HashedPagesRequest  # noqa: Y015
 
 @_typing.final
 class HashedPagesPart(_message.Message):
-    """Some pages of one pagemap, and XXH3-128 of each of their blocks, in order. A block is what they have between two
+    """Some pages of one pagemap, and XXH64 of each of their blocks, in order. A block is what they have between two
     multiples of block_bytes. Many come in several messages, the last of which says so.
     """
 
