@@ -5,6 +5,7 @@ Called by the coordinator, and by `agent.outgoing` for `phaul check`, `phaul mig
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
@@ -38,12 +39,12 @@ async def check(
     Raises `PreflightError` where there is no workload to look at, `UnreachableError` where there is no destination, and
     what `allowed` raises, before the destination hears anything of the workload.
     """
-    workload = await host.workload.inspect(request.root_pid)
+    workload, source, own_address = await asyncio.gather(
+        host.workload.inspect(request.root_pid), host.describe(), peer.own_address()
+    )
     if workload.has_own_network:
         workload = replace(workload, network=await host.own_networks.look(request.root_pid))
     await allowed(workload)
-    source = await host.describe()
-    own_address = await peer.own_address()
     request = auto_addresses.resolve(request, workload, source, own_address)
     moving = preflight.destination_addresses(request, preflight.resolve_addresses(request, source))
     arriving = new_addresses.as_arriving(request, workload)
