@@ -28,6 +28,7 @@ from phaul.migration.dirty_rate import (
 from phaul.migration.facts import AddressFacts, CheckReport, MigrationRequest, Severity
 from phaul.migration.forecast import Outcome, costs_of, line
 from phaul.migration.interfaces import OutcomeStore
+from phaul.migration.learning import known
 from phaul.migration.mode import TRACKING
 from phaul.rpc.v1 import agent_pb2
 from phaul.system import procfs
@@ -83,7 +84,7 @@ class DirtyRates:
     async def _forecast(self, request: DirtyRateRequest, rate: DirtyRate, checked: CheckReport) -> DowntimeForecast:
         destination = parse_destination(request.destination)
         reports = self._earlier(str(destination))
-        kept = tuple(Outcome.from_data(dict(each)) for each in await self._outcomes.of(str(destination)))
+        kept = await known(self._outcomes, checked.destination.host_name)
         costs = costs_of((), rate.memory_bytes, kept or lessons(reports))
         link = link_from(reports)
         if link is None:

@@ -23,6 +23,7 @@ from phaul.agent.tls_tunnel import TlsTunnel
 from phaul.criu.images import image_files
 from phaul.errors import DefectError, NotTrustedError, PhaulError, UnreachableError
 from phaul.migration.facts import AddressFacts, ConnectionFacts, DestinationFacts, FileFacts, HookRun
+from phaul.migration.forecast import Outcome
 from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.peer import MOST_UNACCEPTED, Aborted, PageChannel, Reservation, RestoredCopy, Resumed
@@ -210,6 +211,14 @@ class GrpcPeer:
         """Have the copy run."""
         request = peer_pb2.ResumeRequest(migration_id=migration_id)
         return from_message(await self._call(self._stub.Resume(request, timeout=UNDO_SECONDS)), Resumed)
+
+    async def learn(self, migration_id: str, outcome: Outcome) -> None:
+        """Tell it; it is only for predictions."""
+        request = peer_pb2.LearnRequest(migration_id=migration_id, lesson=to_message(outcome, peer_pb2.Lesson))
+        try:
+            await self._call(self._stub.Learn(request, timeout=WORD_SECONDS))
+        except PhaulError as error:
+            log.debug("peer.not_taught", migration_id=migration_id, reason=error.message)
 
     async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:
         """Have everything undone."""

@@ -26,6 +26,7 @@ from phaul.migration.events import Outcome, Role
 from phaul.migration.facts import DestinationFacts
 from phaul.migration.host import Host
 from phaul.migration.journal import Mark, last_of
+from phaul.migration.learning import learn_from_arrival
 from phaul.migration.peer import Reservation
 from phaul.migration.reception import Journals
 from phaul.migration.recovery import destination_word, source_word
@@ -221,6 +222,15 @@ class PeerService(PeerServicer):
         """Let the copy run."""
         resumed = await self._arrivals.resume(self._own(request.migration_id, context))
         return to_message(resumed, peer_pb2.ResumeReply)
+
+    @reports_errors
+    async def Learn(self, request: peer_pb2.LearnRequest, context: Context) -> peer_pb2.LearnReply:
+        """Keep what a migration has taught."""
+        journal = self._journals.find(self._own(request.migration_id, context))
+        if reserved := last_of(journal.records if journal else (), Mark.RESERVED):
+            outcome = requests.lesson(request.lesson)
+            await learn_from_arrival(self._host.outcomes, str(reserved.data["source_host"]), outcome)
+        return peer_pb2.LearnReply()
 
     @reports_errors
     async def Abort(self, request: peer_pb2.AbortRequest, context: Context) -> peer_pb2.AbortReply:

@@ -30,6 +30,7 @@ from phaul.migration.facts import (
     Mode,
     NetworkFacts,
 )
+from phaul.migration.forecast import Outcome
 from phaul.migration.hooks import HookScene, Stage
 from phaul.migration.new_addresses import parse_new_address, parse_new_gateway
 from phaul.migration.new_identity import parse_host_name, parse_new_mac
@@ -43,6 +44,7 @@ MIGRATION_ID = re.compile(r"[0-9a-f]{8,64}")  # `secrets.token_hex`; it names di
 HIGHEST_PID = 1 << 22  # PID_MAX_LIMIT of include/linux/threads.h
 MOST_MEMORY_BYTES = 1 << 52  # of an address space with five levels of page tables
 MOST_ADDRESSES = 256
+MOST_LEARNT_US = 1 << 40  # twelve days of downtime
 MOST_HOOKS = 64
 MOST_LINKS = 64
 MOST_SETTINGS = 4096
@@ -172,6 +174,15 @@ def pending(messages: Sequence[peer_pb2.HashedPagesRequest]) -> tuple[PageImage,
 def reason(text: str) -> str:
     """Read why something shall be undone."""
     return text[:LONGEST_TEXT].replace("\0", "")
+
+
+def lesson(message: peer_pb2.Lesson) -> Outcome:
+    """Read what a migration has taught."""
+    found = _from(message, Outcome)
+    _in("the memory's size", found.memory_bytes, 0, MOST_MEMORY_BYTES)
+    for took_us in (found.frozen_us, found.freeze_us, found.restore_us):
+        _in("a time that something took", took_us, 0, MOST_LEARNT_US)
+    return found
 
 
 def migration_request(request: facts_pb2.MigrationRequest) -> MigrationRequest:

@@ -241,6 +241,7 @@ class Coordinator:
             self._images,
             self._host,
             self._peer,
+            self._hooks.destination_host,
             self._sending,
             self._verification,
             self._lazily,

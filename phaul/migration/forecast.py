@@ -35,10 +35,11 @@ EXPONENT_DOUBT = 0.5  # how much the rounds must differ in length before what th
 ASSUMED_SHARE_OF_MEMORY = 0.5  # of a restore, where all restores so far were of one size
 LEAST_SHARE_OF_PACE = 0.5  # at least this share of the fastest round's time per byte is for the bytes themselves
 SAME_X = 0.1  # points closer than this share of the largest say nothing of the slope
-SAME_SIZE = 3.0  # rounds that stand still for so many times longer or shorter are those of a workload of the same kind
+SAME_SIZE = 3.0  # rounds that stand still for so many times longer or shorter may be those of the same workload
 MOST_SCALING = 8.0
 OUTCOMES_KEPT = 16
 HALF_LIFE_OUTCOMES = 1.5  # hosts change, the first move is the slowest; above 1: the newest alone never outweighs all
+WEIGHT_OF_WAY_BACK = 0.5  # of a migration from there to here: the two hosts may differ
 FULL_SPEED_PERCENT = 100
 
 Point = tuple[float, float]
@@ -70,6 +71,7 @@ class Outcome:
     freeze_us: int  # of the final dump, pages left out
     restore_us: int  # from the end of the dump until the copy ran
     lazy: bool = False  # by local lazy restore
+    back: bool = False  # it went the other way
 
     def as_data(self) -> dict[str, Any]:
         """The JSON value to keep."""
@@ -84,6 +86,7 @@ class Outcome:
             int(data["freeze_us"]),
             int(data["restore_us"]),
             bool(data["lazy"]),
+            bool(data.get("back")),
         )
 
 
@@ -205,7 +208,8 @@ def costs_of(
     """Say what freezing and restoring will cost, from earlier migrations between the same two hosts, oldest first.
 
     A workload whose rounds stand still for clearly longer or shorter than those of an earlier one (more processes,
-    more sockets) is taken to cost more or less in proportion.
+    more sockets) is taken to cost more or less in proportion. Where they differ by less, the hosts may be busier than
+    they were, or it may be chance: half of it is believed, so to speak, which is the square root.
     """
     frozen_us = standstill_us(rounds) or ASSUMED_FROZEN_US
     known = [each for each in outcomes if each.lazy == lazy][-OUTCOMES_KEPT:]
@@ -220,7 +224,8 @@ def costs_of(
     scales = [_scaling(standstill_us(rounds), each.frozen_us) for each in known]
     freezes = [each.freeze_us * scale for each, scale in zip(known, scales, strict=True)]
     points = [(each.memory_bytes / MIB, each.restore_us * scale) for each, scale in zip(known, scales, strict=True)]
-    weights = _weights(len(known), HALF_LIFE_OUTCOMES)
+    ages = _weights(len(known), HALF_LIFE_OUTCOMES)
+    weights = [age * (WEIGHT_OF_WAY_BACK if each.back else 1.0) for age, each in zip(ages, known, strict=True)]
     freeze = _weighted_median(list(zip(freezes, weights, strict=True)))
     fixed, per_mib = line(points, alone=0.0 if lazy else ASSUMED_SHARE_OF_MEMORY, weights=weights)
     return Costs(memory_bytes, round(freeze), round(fixed), per_mib, len(known))
@@ -230,9 +235,9 @@ def _scaling(frozen_us: int, earlier_us: int) -> float:
     if frozen_us <= 0 or earlier_us <= 0:
         return 1.0
     ratio = frozen_us / earlier_us
-    if 1 / SAME_SIZE <= ratio <= SAME_SIZE:
-        return 1.0  # one round of a busy host differs as much from the next
-    return min(MOST_SCALING, max(1 / MOST_SCALING, ratio))
+    believed = math.sqrt(min(SAME_SIZE, max(1 / SAME_SIZE, ratio)))
+    beyond = ratio / SAME_SIZE if ratio > SAME_SIZE else min(1.0, ratio * SAME_SIZE)
+    return min(MOST_SCALING, max(1 / MOST_SCALING, believed * beyond))
 
 
 def outcome_of(

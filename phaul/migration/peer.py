@@ -19,6 +19,7 @@ from phaul.migration.facts import (
     HookRun,
     NetworkFacts,
 )
+from phaul.migration.forecast import Outcome
 from phaul.migration.hooks import HookScene
 from phaul.migration.page_images import HashedImage, PageImage, Runs
 from phaul.migration.recovery import Word
@@ -181,6 +182,10 @@ class PeerAgent(Protocol):
 
     async def resume(self, migration_id: str) -> Resumed:
         """Say that the source tree is dead: the copy runs from here on."""
+        ...
+
+    async def learn(self, migration_id: str, outcome: Outcome) -> None:
+        """Tell what a migration that is over has taught: the next may go the other way. Never raises."""
         ...
 
     async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:

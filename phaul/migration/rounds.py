@@ -17,9 +17,10 @@ from phaul.migration.convergence import Action, Decision, decide, explain
 from phaul.migration.engine_requests import PreDumped, PreDumpRequest
 from phaul.migration.events import EventSink, RoundFinished, Warning
 from phaul.migration.facts import MigrationRequest, OnStall, WorkloadFacts
-from phaul.migration.forecast import OUTCOMES_KEPT, Outcome, Round, costs_of, outcome_of
+from phaul.migration.forecast import Outcome, Round, costs_of, outcome_of
 from phaul.migration.host import Host
 from phaul.migration.journal import Data, Journal, Mark
+from phaul.migration.learning import known, learn
 from phaul.migration.mode import contract_of
 from phaul.migration.peer import PageChannel, PeerAgent
 from phaul.migration.sending import Sending
@@ -52,6 +53,7 @@ class PreCopy:
         images: Path,
         host: Host,
         peer: PeerAgent,
+        other_host: str,
         sending: Sending,
         verification: Verification,
         lazily: bool,
@@ -65,7 +67,7 @@ class PreCopy:
         self._facts = facts
         self._images = images
         self._host = host
-        self._peer = peer
+        self._peer, self._other_host = peer, other_host
         self._journal = journal
         self._events = events
         self._undo = undo
@@ -86,7 +88,7 @@ class PreCopy:
         """Make rounds until the final dump is due. Raises `RolledBackError` with the workload running."""
         if self._contract.on_stall is OnStall.THROTTLE:
             await self._host.throttle.look(self._facts.root_pid)  # where it cannot be done, that is said at once
-        self._outcomes = [Outcome.from_data(dict(each)) for each in await self._host.outcomes.of(self._peer.name)]
+        self._outcomes = await known(self._host.outcomes, self._other_host)
         while True:
             await self._round()
             decision = decide(
@@ -110,7 +112,7 @@ class PreCopy:
                     pass
 
     async def learn(self, *, page_bytes: int, dump_us: int, downtime_us: int, lazy: bool) -> None:
-        """Keep what this migration has taught of what these two hosts cost, now that it is over."""
+        """Keep what this migration has taught of what these two hosts cost, now that it is over; there as well."""
         learnt = outcome_of(
             self.rounds,
             memory_bytes=self._facts.memory_bytes,
@@ -120,8 +122,8 @@ class PreCopy:
             lazy=lazy,
         )
         if learnt is not None:
-            kept = [*self._outcomes, learnt][-OUTCOMES_KEPT:]
-            await self._host.outcomes.keep(self._peer.name, [each.as_data() for each in kept])
+            await learn(self._host.outcomes, self._other_host, learnt)
+            await self._peer.learn(self._id, learnt)
 
     async def full_speed(self) -> None:
         """Right before the freeze: the engine works inside the tasks, and would be slowed with them."""

@@ -72,7 +72,12 @@ async def test_what_was_written_between_the_rounds_arrives(pair: Pair) -> None:
     assert 0 < report.predicted_downtime_us <= 500_000
     (chosen,) = [event.mode_chosen for event in events if event.HasField("mode_chosen")]
     assert (chosen.mode, chosen.reason) == (facts_pb2.MODE_PRE_COPY, "as asked for")
-    assert pair.source.machine.outcomes[pair.destination.target]
+    (to, (learnt,)), (back_to, (told,)) = (
+        *pair.source.machine.outcomes.items(),
+        *pair.destination.machine.outcomes.items(),
+    )
+    assert (to, back_to) == (pair.destination.machine.name, pair.source.machine.name)
+    assert told == {**learnt, "back": True}, "the way back is predicted by it as well"
     nothing_left(pair)
 
 

@@ -26,6 +26,7 @@ from phaul.migration.facts import (
     HookRun,
     HostFacts,
 )
+from phaul.migration.forecast import Outcome
 from phaul.migration.hooks import HookScene
 from phaul.migration.interfaces import HeldDump, HeldRestore
 from phaul.migration.journal import Data, Mark, Record, last_of
@@ -350,6 +351,9 @@ class SimPeer:
 
     async def resume(self, migration_id: str) -> Resumed:
         return await self._send("resume", lambda: self._there.arrivals.resume(migration_id))
+
+    async def learn(self, migration_id: str, outcome: Outcome) -> None:
+        pass  # there is no pre-copy in this world, and nothing depends on it
 
     async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:
         return await self._send("abort", lambda: self._there.arrivals.abort(migration_id))

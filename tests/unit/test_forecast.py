@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import random
 
 import pytest
@@ -178,9 +179,27 @@ def test_lazy_and_whole_restores_teach_nothing_of_each_other() -> None:
 def test_a_workload_with_more_to_freeze_costs_more() -> None:
     outcomes = [Outcome(64 * MIB, 4_000, 30_000, 60_000)]
     many = [dataclasses.replace(each, frozen_us=40_000) for each in BY_HAND_IN_VMS]
-    same = [dataclasses.replace(each, frozen_us=5_000) for each in BY_HAND_IN_VMS]
+    same = [dataclasses.replace(each, frozen_us=4_000) for each in BY_HAND_IN_VMS]
     assert costs_of(many, 64 * MIB, outcomes).freeze_us > 5 * 30_000
     assert costs_of(same, 64 * MIB, outcomes).freeze_us == 30_000
+
+
+@given(st.floats(0.01, 100), st.floats(1, 1.2))
+def test_rounds_that_stand_still_for_a_little_longer_say_a_little_of_the_hosts(ratio: float, more: float) -> None:
+    def costs(frozen_us: float) -> Costs:
+        rounds = [dataclasses.replace(each, frozen_us=round(frozen_us)) for each in BY_HAND_IN_VMS]
+        return costs_of(rounds, 64 * MIB, [Outcome(64 * MIB, 1_000_000, 300_000, 600_000)])
+
+    here, there = costs(1_000_000 * ratio), costs(1_000_000 * ratio * more)
+    assert here.fixed_us <= there.fixed_us <= here.fixed_us * more * 1.01, "without a leap"
+    assert abs(math.log(here.fixed_us / 900_000)) <= abs(math.log(ratio)) + 0.01, "less than in proportion"
+
+
+def test_the_way_back_is_predicted_by_the_way_there_until_there_is_better() -> None:
+    there = Outcome(256 * MIB, 4_000, 10_000, 100_000, back=True)
+    here = Outcome(256 * MIB, 4_000, 10_000, 200_000)
+    assert costs_of((), 256 * MIB, [there]).restoring_us == 100_000
+    assert costs_of((), 256 * MIB, [here, there]).restoring_us == 200_000
 
 
 def test_the_pages_of_a_round_are_not_taken_for_its_standstill() -> None:

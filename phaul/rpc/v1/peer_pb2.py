@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from phaul.rpc.v1 import facts_pb2 as phaul_dot_rpc_dot_v1_dot_facts__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17phaul/rpc/v1/peer.proto\x12\x08phaul.v1\x1a\x18phaul/rpc/v1/facts.proto\"\xa0\x01\n\x0eObserveRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\"\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x13.phaul.v1.FileFacts\x12\x15\n\rphaul_version\x18\x03 \x01(\t\x12)\n\taddresses\x18\x04 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05hooks\x18( \x03(\t\x12\x0c\n\x04macs\x18) \x03(\t\"\xf8\x02\n\x0ePrepareRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x10\n\x08root_pid\x18\x03 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\x18\n\x10keep_connections\x18\x07 \x01(\x08\x12\x11\n\tshell_job\x18\x08 \x01(\x08\x12\x13\n\x0bsource_port\x18\t \x01(\r\x12\x13\n\x0bsource_peer\x18\n \x01(\t\x12\x13\n\x0bsource_name\x18\x0b \x01(\t\x12\r\n\x05hooks\x18( \x03(\t\x12\x18\n\x10\x64\x65stination_host\x18) \x01(\t\x12\'\n\x07network\x18\x1e \x01(\x0b\x32\x16.phaul.v1.NetworkFacts\x12\x19\n\x11\x63lose_connections\x18* \x01(\x08\"H\n\x0cPrepareReply\x12\x19\n\x11page_channel_port\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"*\n\x12ReopenPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"p\n\nImageChunk\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\"0\n\x0fSendImagesReply\x12\x0e\n\x06images\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"Z\n\x12HashedPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x04\x12\r\n\x05pages\x18\x04 \x03(\x04\"u\n\x0fHashedPagesPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x04\x12\r\n\x05pages\x18\x03 \x03(\x04\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\r\x12\x0c\n\x04last\x18\x06 \x01(\x08\"^\n\x16ReceivedContentRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x04\x12\r\n\x05pages\x18\x04 \x03(\x04\"\'\n\x14ReceivedContentReply\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"U\n\x0eRestoreRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12-\n\nunaccepted\x18\x02 \x03(\x0b\x32\x19.phaul.v1.ConnectionFacts\"s\n\x0cRestoreReply\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x12\n\npage_bytes\x18\x02 \x01(\x04\x12\x12\n\nrestore_us\x18\x03 \x01(\x03\x12\x0c\n\x04lazy\x18\x04 \x01(\x08\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"%\n\rResumeRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"7\n\x0bResumeReply\x12\x10\n\x08warnings\x18\x01 \x03(\t\x12\x16\n\x0erunning_for_us\x18\x02 \x01(\x04\"4\n\x0c\x41\x62ortRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\nAbortReply\x12\x11\n\tleftovers\x18\x01 \x03(\t\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"D\n\x0fRunHooksRequest\x12\r\n\x05stage\x18\x01 \x01(\t\x12\"\n\x05scene\x18\x02 \x01(\x0b\x32\x13.phaul.v1.HookScene\"\xa3\x01\n\tHookScene\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x10\n\x08root_pid\x18\x02 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\t\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05\x66iles\x18\x07 \x03(\t\"1\n\rRunHooksReply\x12 \n\x05hooks\x18\x01 \x03(\x0b\x32\x11.phaul.v1.HookRun\"&\n\x0e\x41skWordRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\",\n\x0c\x41skWordReply\x12\x1c\n\x04word\x18\x01 \x01(\x0e\x32\x0e.phaul.v1.Word*\xb0\x01\n\x04Word\x12\x14\n\x10WORD_UNSPECIFIED\x10\x00\x12\x12\n\x0eWORD_NO_ANSWER\x10\x01\x12\x10\n\x0cWORD_UNKNOWN\x10\x02\x12\x12\n\x0eWORD_UNDECIDED\x10\x03\x12\x10\n\x0cWORD_ABORTED\x10\x04\x12\x12\n\x0eWORD_COMMITTED\x10\x05\x12\x11\n\rWORD_RESERVED\x10\x06\x12\r\n\tWORD_HELD\x10\x07\x12\x10\n\x0cWORD_RUNNING\x10\x08\x32\xd6\x05\n\x04Peer\x12?\n\x07Observe\x12\x18.phaul.v1.ObserveRequest\x1a\x1a.phaul.v1.DestinationFacts\x12;\n\x07Prepare\x12\x18.phaul.v1.PrepareRequest\x1a\x16.phaul.v1.PrepareReply\x12\x43\n\x0bReopenPages\x12\x1c.phaul.v1.ReopenPagesRequest\x1a\x16.phaul.v1.PrepareReply\x12?\n\nSendImages\x12\x14.phaul.v1.ImageChunk\x1a\x19.phaul.v1.SendImagesReply(\x01\x12J\n\x0bHashedPages\x12\x1c.phaul.v1.HashedPagesRequest\x1a\x19.phaul.v1.HashedPagesPart(\x01\x30\x01\x12S\n\x0fReceivedContent\x12 .phaul.v1.ReceivedContentRequest\x1a\x1e.phaul.v1.ReceivedContentReply\x12;\n\x07Restore\x12\x18.phaul.v1.RestoreRequest\x1a\x16.phaul.v1.RestoreReply\x12>\n\x08RunHooks\x12\x19.phaul.v1.RunHooksRequest\x1a\x17.phaul.v1.RunHooksReply\x12\x38\n\x06Resume\x12\x17.phaul.v1.ResumeRequest\x1a\x15.phaul.v1.ResumeReply\x12\x35\n\x05\x41\x62ort\x12\x16.phaul.v1.AbortRequest\x1a\x14.phaul.v1.AbortReply\x12;\n\x07\x41skWord\x12\x18.phaul.v1.AskWordRequest\x1a\x16.phaul.v1.AskWordReplyb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17phaul/rpc/v1/peer.proto\x12\x08phaul.v1\x1a\x18phaul/rpc/v1/facts.proto\"\xa0\x01\n\x0eObserveRequest\x12\x0b\n\x03ids\x18\x01 \x03(\x05\x12\"\n\x05\x66iles\x18\x02 \x03(\x0b\x32\x13.phaul.v1.FileFacts\x12\x15\n\rphaul_version\x18\x03 \x01(\t\x12)\n\taddresses\x18\x04 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05hooks\x18( \x03(\t\x12\x0c\n\x04macs\x18) \x03(\t\"\xf8\x02\n\x0ePrepareRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x13\n\x0bsource_host\x18\x02 \x01(\t\x12\x10\n\x08root_pid\x18\x03 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x04 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x05 \x01(\x04\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\x18\n\x10keep_connections\x18\x07 \x01(\x08\x12\x11\n\tshell_job\x18\x08 \x01(\x08\x12\x13\n\x0bsource_port\x18\t \x01(\r\x12\x13\n\x0bsource_peer\x18\n \x01(\t\x12\x13\n\x0bsource_name\x18\x0b \x01(\t\x12\r\n\x05hooks\x18( \x03(\t\x12\x18\n\x10\x64\x65stination_host\x18) \x01(\t\x12\'\n\x07network\x18\x1e \x01(\x0b\x32\x16.phaul.v1.NetworkFacts\x12\x19\n\x11\x63lose_connections\x18* \x01(\x08\"H\n\x0cPrepareReply\x12\x19\n\x11page_channel_port\x18\x01 \x01(\r\x12\r\n\x05token\x18\x02 \x01(\x0c\x12\x0e\n\x06sealed\x18\x03 \x01(\x08\"*\n\x12ReopenPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"p\n\nImageChunk\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12\x0e\n\x06sha256\x18\x05 \x01(\x0c\x12\x12\n\nsize_bytes\x18\x06 \x01(\x04\"0\n\x0fSendImagesReply\x12\x0e\n\x06images\x18\x01 \x01(\r\x12\r\n\x05\x62ytes\x18\x02 \x01(\x04\"Z\n\x12HashedPagesRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x04\x12\r\n\x05pages\x18\x04 \x03(\x04\"u\n\x0fHashedPagesPart\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x11\n\taddresses\x18\x02 \x03(\x04\x12\r\n\x05pages\x18\x03 \x03(\x04\x12\x0f\n\x07\x64igests\x18\x04 \x01(\x0c\x12\x13\n\x0b\x62lock_bytes\x18\x05 \x01(\r\x12\x0c\n\x04last\x18\x06 \x01(\x08\"^\n\x16ReceivedContentRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x11\n\taddresses\x18\x03 \x03(\x04\x12\r\n\x05pages\x18\x04 \x03(\x04\"\'\n\x14ReceivedContentReply\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\x0c\"U\n\x0eRestoreRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12-\n\nunaccepted\x18\x02 \x03(\x0b\x32\x19.phaul.v1.ConnectionFacts\"s\n\x0cRestoreReply\x12\x0b\n\x03pid\x18\x01 \x01(\x05\x12\x12\n\npage_bytes\x18\x02 \x01(\x04\x12\x12\n\nrestore_us\x18\x03 \x01(\x03\x12\x0c\n\x04lazy\x18\x04 \x01(\x08\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"F\n\x0cLearnRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12 \n\x06lesson\x18\x02 \x01(\x0b\x32\x10.phaul.v1.Lesson\"t\n\x06Lesson\x12\x14\n\x0cmemory_bytes\x18\x01 \x01(\x04\x12\x11\n\tfrozen_us\x18\x02 \x01(\x03\x12\x11\n\tfreeze_us\x18\x03 \x01(\x03\x12\x12\n\nrestore_us\x18\x04 \x01(\x03\x12\x0c\n\x04lazy\x18\x05 \x01(\x08\x12\x0c\n\x04\x62\x61\x63k\x18\x06 \x01(\x08\"\x0c\n\nLearnReply\"%\n\rResumeRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\"7\n\x0bResumeReply\x12\x10\n\x08warnings\x18\x01 \x03(\t\x12\x16\n\x0erunning_for_us\x18\x02 \x01(\x04\"4\n\x0c\x41\x62ortRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"A\n\nAbortReply\x12\x11\n\tleftovers\x18\x01 \x03(\t\x12 \n\x05hooks\x18( \x03(\x0b\x32\x11.phaul.v1.HookRun\"D\n\x0fRunHooksRequest\x12\r\n\x05stage\x18\x01 \x01(\t\x12\"\n\x05scene\x18\x02 \x01(\x0b\x32\x13.phaul.v1.HookScene\"\xa3\x01\n\tHookScene\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\x12\x10\n\x08root_pid\x18\x02 \x01(\x05\x12\x0f\n\x07\x63ommand\x18\x03 \x01(\t\x12\x0e\n\x06source\x18\x04 \x01(\t\x12\x13\n\x0b\x64\x65stination\x18\x05 \x01(\t\x12)\n\taddresses\x18\x06 \x03(\x0b\x32\x16.phaul.v1.AddressFacts\x12\r\n\x05\x66iles\x18\x07 \x03(\t\"1\n\rRunHooksReply\x12 \n\x05hooks\x18\x01 \x03(\x0b\x32\x11.phaul.v1.HookRun\"&\n\x0e\x41skWordRequest\x12\x14\n\x0cmigration_id\x18\x01 \x01(\t\",\n\x0c\x41skWordReply\x12\x1c\n\x04word\x18\x01 \x01(\x0e\x32\x0e.phaul.v1.Word*\xb0\x01\n\x04Word\x12\x14\n\x10WORD_UNSPECIFIED\x10\x00\x12\x12\n\x0eWORD_NO_ANSWER\x10\x01\x12\x10\n\x0cWORD_UNKNOWN\x10\x02\x12\x12\n\x0eWORD_UNDECIDED\x10\x03\x12\x10\n\x0cWORD_ABORTED\x10\x04\x12\x12\n\x0eWORD_COMMITTED\x10\x05\x12\x11\n\rWORD_RESERVED\x10\x06\x12\r\n\tWORD_HELD\x10\x07\x12\x10\n\x0cWORD_RUNNING\x10\x08\x32\x8d\x06\n\x04Peer\x12?\n\x07Observe\x12\x18.phaul.v1.ObserveRequest\x1a\x1a.phaul.v1.DestinationFacts\x12;\n\x07Prepare\x12\x18.phaul.v1.PrepareRequest\x1a\x16.phaul.v1.PrepareReply\x12\x43\n\x0bReopenPages\x12\x1c.phaul.v1.ReopenPagesRequest\x1a\x16.phaul.v1.PrepareReply\x12?\n\nSendImages\x12\x14.phaul.v1.ImageChunk\x1a\x19.phaul.v1.SendImagesReply(\x01\x12J\n\x0bHashedPages\x12\x1c.phaul.v1.HashedPagesRequest\x1a\x19.phaul.v1.HashedPagesPart(\x01\x30\x01\x12S\n\x0fReceivedContent\x12 .phaul.v1.ReceivedContentRequest\x1a\x1e.phaul.v1.ReceivedContentReply\x12;\n\x07Restore\x12\x18.phaul.v1.RestoreRequest\x1a\x16.phaul.v1.RestoreReply\x12>\n\x08RunHooks\x12\x19.phaul.v1.RunHooksRequest\x1a\x17.phaul.v1.RunHooksReply\x12\x38\n\x06Resume\x12\x17.phaul.v1.ResumeRequest\x1a\x15.phaul.v1.ResumeReply\x12\x35\n\x05Learn\x12\x16.phaul.v1.LearnRequest\x1a\x14.phaul.v1.LearnReply\x12\x35\n\x05\x41\x62ort\x12\x16.phaul.v1.AbortRequest\x1a\x14.phaul.v1.AbortReply\x12;\n\x07\x41skWord\x12\x18.phaul.v1.AskWordRequest\x1a\x16.phaul.v1.AskWordReplyb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'phaul.rpc.v1.peer_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_WORD']._serialized_start=2030
-  _globals['_WORD']._serialized_end=2206
+  _globals['_WORD']._serialized_start=2234
+  _globals['_WORD']._serialized_end=2410
   _globals['_OBSERVEREQUEST']._serialized_start=64
   _globals['_OBSERVEREQUEST']._serialized_end=224
   _globals['_PREPAREREQUEST']._serialized_start=227
@@ -58,24 +58,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_RESTOREREQUEST']._serialized_end=1320
   _globals['_RESTOREREPLY']._serialized_start=1322
   _globals['_RESTOREREPLY']._serialized_end=1437
-  _globals['_RESUMEREQUEST']._serialized_start=1439
-  _globals['_RESUMEREQUEST']._serialized_end=1476
-  _globals['_RESUMEREPLY']._serialized_start=1478
-  _globals['_RESUMEREPLY']._serialized_end=1533
-  _globals['_ABORTREQUEST']._serialized_start=1535
-  _globals['_ABORTREQUEST']._serialized_end=1587
-  _globals['_ABORTREPLY']._serialized_start=1589
-  _globals['_ABORTREPLY']._serialized_end=1654
-  _globals['_RUNHOOKSREQUEST']._serialized_start=1656
-  _globals['_RUNHOOKSREQUEST']._serialized_end=1724
-  _globals['_HOOKSCENE']._serialized_start=1727
-  _globals['_HOOKSCENE']._serialized_end=1890
-  _globals['_RUNHOOKSREPLY']._serialized_start=1892
-  _globals['_RUNHOOKSREPLY']._serialized_end=1941
-  _globals['_ASKWORDREQUEST']._serialized_start=1943
-  _globals['_ASKWORDREQUEST']._serialized_end=1981
-  _globals['_ASKWORDREPLY']._serialized_start=1983
-  _globals['_ASKWORDREPLY']._serialized_end=2027
-  _globals['_PEER']._serialized_start=2209
-  _globals['_PEER']._serialized_end=2935
+  _globals['_LEARNREQUEST']._serialized_start=1439
+  _globals['_LEARNREQUEST']._serialized_end=1509
+  _globals['_LESSON']._serialized_start=1511
+  _globals['_LESSON']._serialized_end=1627
+  _globals['_LEARNREPLY']._serialized_start=1629
+  _globals['_LEARNREPLY']._serialized_end=1641
+  _globals['_RESUMEREQUEST']._serialized_start=1643
+  _globals['_RESUMEREQUEST']._serialized_end=1680
+  _globals['_RESUMEREPLY']._serialized_start=1682
+  _globals['_RESUMEREPLY']._serialized_end=1737
+  _globals['_ABORTREQUEST']._serialized_start=1739
+  _globals['_ABORTREQUEST']._serialized_end=1791
+  _globals['_ABORTREPLY']._serialized_start=1793
+  _globals['_ABORTREPLY']._serialized_end=1858
+  _globals['_RUNHOOKSREQUEST']._serialized_start=1860
+  _globals['_RUNHOOKSREQUEST']._serialized_end=1928
+  _globals['_HOOKSCENE']._serialized_start=1931
+  _globals['_HOOKSCENE']._serialized_end=2094
+  _globals['_RUNHOOKSREPLY']._serialized_start=2096
+  _globals['_RUNHOOKSREPLY']._serialized_end=2145
+  _globals['_ASKWORDREQUEST']._serialized_start=2147
+  _globals['_ASKWORDREQUEST']._serialized_end=2185
+  _globals['_ASKWORDREPLY']._serialized_start=2187
+  _globals['_ASKWORDREPLY']._serialized_end=2231
+  _globals['_PEER']._serialized_start=2413
+  _globals['_PEER']._serialized_end=3194
 # @@protoc_insertion_point(module_scope)

@@ -490,6 +490,85 @@ class RestoreReply(_message.Message):
 Global___RestoreReply: _TypeAlias = RestoreReply  # noqa: Y015
 
 @_typing.final
+class LearnRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MIGRATION_ID_FIELD_NUMBER: _builtins.int
+    LESSON_FIELD_NUMBER: _builtins.int
+    migration_id: _builtins.str
+    @_builtins.property
+    def lesson(self) -> Global___Lesson: ...
+    def __init__(
+        self,
+        *,
+        migration_id: _builtins.str = ...,
+        lesson: Global___Lesson | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["lesson", b"lesson"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lesson", b"lesson", "migration_id", b"migration_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnRequest: _TypeAlias = LearnRequest  # noqa: Y015
+
+@_typing.final
+class Lesson(_message.Message):
+    """What freezing and restoring took, what the pages took left out."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    FROZEN_US_FIELD_NUMBER: _builtins.int
+    FREEZE_US_FIELD_NUMBER: _builtins.int
+    RESTORE_US_FIELD_NUMBER: _builtins.int
+    LAZY_FIELD_NUMBER: _builtins.int
+    BACK_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    frozen_us: _builtins.int
+    """of a round of pre-copy"""
+    freeze_us: _builtins.int
+    """of the final dump"""
+    restore_us: _builtins.int
+    """from the end of the dump until the copy ran"""
+    lazy: _builtins.bool
+    """by local lazy restore"""
+    back: _builtins.bool
+    """set by who keeps it"""
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int = ...,
+        frozen_us: _builtins.int = ...,
+        freeze_us: _builtins.int = ...,
+        restore_us: _builtins.int = ...,
+        lazy: _builtins.bool = ...,
+        back: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["back", b"back", "freeze_us", b"freeze_us", "frozen_us", b"frozen_us", "lazy", b"lazy", "memory_bytes", b"memory_bytes", "restore_us", b"restore_us"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Lesson: _TypeAlias = Lesson  # noqa: Y015
+
+@_typing.final
+class LearnReply(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LearnReply: _TypeAlias = LearnReply  # noqa: Y015
+
+@_typing.final
 class ResumeRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 

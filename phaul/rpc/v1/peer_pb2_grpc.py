@@ -80,6 +80,11 @@ class PeerStub:
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ResumeRequest.SerializeToString,
                 response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ResumeReply.FromString,
                 _registered_method=True)
+        self.Learn = channel.unary_unary(
+                '/phaul.v1.Peer/Learn',
+                request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.LearnRequest.SerializeToString,
+                response_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.LearnReply.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/phaul.v1.Peer/Abort',
                 request_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.AbortRequest.SerializeToString,
@@ -159,6 +164,13 @@ class PeerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Learn(self, request, context):
+        """What a migration that is over has taught, for the predictions of those that go the other way.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Abort(self, request, context):
         """Undoes everything this migration did here, at any point before RESUME.
         """
@@ -220,6 +232,11 @@ def add_PeerServicer_to_server(servicer, server):
                     servicer.Resume,
                     request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ResumeRequest.FromString,
                     response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.ResumeReply.SerializeToString,
+            ),
+            'Learn': grpc.unary_unary_rpc_method_handler(
+                    servicer.Learn,
+                    request_deserializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.LearnRequest.FromString,
+                    response_serializer=phaul_dot_rpc_dot_v1_dot_peer__pb2.LearnReply.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -475,6 +492,33 @@ class Peer:
             '/phaul.v1.Peer/Resume',
             phaul_dot_rpc_dot_v1_dot_peer__pb2.ResumeRequest.SerializeToString,
             phaul_dot_rpc_dot_v1_dot_peer__pb2.ResumeReply.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Learn(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/phaul.v1.Peer/Learn',
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.LearnRequest.SerializeToString,
+            phaul_dot_rpc_dot_v1_dot_peer__pb2.LearnReply.FromString,
             options,
             channel_credentials,
             insecure,

@@ -54,6 +54,8 @@ class PeerStub:
     """Runs the action scripts of a stage on this host; those of post-resume run by themselves, and are waited for."""
     Resume: _grpc.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
+    Learn: _grpc.UnaryUnaryMultiCallable[_peer_pb2.LearnRequest, _peer_pb2.LearnReply]
+    """What a migration that is over has taught, for the predictions of those that go the other way."""
     Abort: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]
     """Undoes everything this migration did here, at any point before RESUME."""
     AskWord: _grpc.UnaryUnaryMultiCallable[_peer_pb2.AskWordRequest, _peer_pb2.AskWordReply]
@@ -82,6 +84,8 @@ class PeerAsyncStub(PeerStub):
     """Runs the action scripts of a stage on this host; those of post-resume run by themselves, and are waited for."""
     Resume: _aio.UnaryUnaryMultiCallable[_peer_pb2.ResumeRequest, _peer_pb2.ResumeReply]  # type: ignore[assignment]
     """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
+    Learn: _aio.UnaryUnaryMultiCallable[_peer_pb2.LearnRequest, _peer_pb2.LearnReply]  # type: ignore[assignment]
+    """What a migration that is over has taught, for the predictions of those that go the other way."""
     Abort: _aio.UnaryUnaryMultiCallable[_peer_pb2.AbortRequest, _peer_pb2.AbortReply]  # type: ignore[assignment]
     """Undoes everything this migration did here, at any point before RESUME."""
     AskWord: _aio.UnaryUnaryMultiCallable[_peer_pb2.AskWordRequest, _peer_pb2.AskWordReply]  # type: ignore[assignment]
@@ -161,6 +165,14 @@ class PeerServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_peer_pb2.ResumeReply, _abc.Awaitable[_peer_pb2.ResumeReply]]:
         """RESUME: the source tree is dead. Passes the gate, lifts the fence, tells the neighbours."""
+
+    @_abc_1.abstractmethod
+    def Learn(
+        self,
+        request: _peer_pb2.LearnRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_peer_pb2.LearnReply, _abc.Awaitable[_peer_pb2.LearnReply]]:
+        """What a migration that is over has taught, for the predictions of those that go the other way."""
 
     @_abc_1.abstractmethod
     def Abort(
