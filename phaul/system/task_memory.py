@@ -145,6 +145,11 @@ def digest(block: memoryview) -> bytes:
     return xxhash.xxh64_digest(block)
 
 
+def digests_of(blocks: memoryview) -> list[bytes]:
+    """Give those of whole blocks that follow one another."""
+    return [xxhash.xxh64_digest(blocks[at : at + CHUNK_BYTES]) for at in range(0, len(blocks), CHUNK_BYTES)]
+
+
 class RunningDigests:
     """The digests of an image whose content comes ascending, hashed while it is still in the processor's cache."""
 
@@ -159,10 +164,11 @@ class RunningDigests:
             number, into = divmod(address, CHUNK_BYTES)
             if number != self._number:
                 self._end_block()
-            count = min(len(content), CHUNK_BYTES - into)
-            if count == CHUNK_BYTES:  # at once is cheaper
-                self._done.append(digest(content[:count]))
+            if not into and len(content) >= CHUNK_BYTES:  # whole blocks, which is cheaper
+                count = len(content) // CHUNK_BYTES * CHUNK_BYTES
+                self._done += digests_of(content[:count])
             else:
+                count = min(len(content), CHUNK_BYTES - into)
                 self._number = number
                 self._hash.update(content[:count])
             address += count

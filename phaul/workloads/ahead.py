@@ -16,7 +16,7 @@ from phaul.migration.page_images import Ahead, AheadOfImage, Segments
 from phaul.system import procfs
 from phaul.system.memory import page_size_bytes
 from phaul.system.procfs import PROC, Mapping
-from phaul.system.task_memory import CHUNK_BYTES, BlockReader, Runs, blocks_of, digest, memory_of_task
+from phaul.system.task_memory import CHUNK_BYTES, BlockReader, Runs, blocks_of, digest, digests_of, memory_of_task
 from phaul.units import MIB
 
 ENTRY_BYTES = 8  # of /proc/PID/pagemap
@@ -53,6 +53,14 @@ def _hash(pid: int, reads: Sequence[Segments], over: Callable[[], bool]) -> dict
             if over():
                 break
             content = reader.read(segments)
+            start, size = segments[0]
+            if size == READ_BYTES:  # it has no gaps
+                numbers = range(start // CHUNK_BYTES, (start + READ_BYTES) // CHUNK_BYTES)
+                found |= {
+                    number: (((number * CHUNK_BYTES, CHUNK_BYTES),), ours)
+                    for number, ours in zip(numbers, digests_of(content), strict=True)
+                }
+                continue
             for number, block in blocks_of([(at, size // page_size) for at, size in segments], page_size):
                 size = sum(size for _, size in block)
                 found[number] = block, digest(content[:size])

@@ -144,6 +144,24 @@ def test_digests_that_make_no_sense_are_refused(image: HashedImage) -> None:
         memory.differing([os.getpid()], [image], {})
 
 
+HOLDS_MUCH = """
+memory = mmap.mmap(-1, {size}, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+for page in range({size} // {page}):
+    memory[page * {page}:page * {page} + 4] = page.to_bytes(4, "little")
+"""
+
+
+def test_many_blocks_that_are_read_at_once_are_hashed_one_by_one(start: Start) -> None:
+    process = start(HOLDS_MUCH.format(size=4 * ahead.READ_BYTES, page=PAGE)).pid
+    (found,) = ahead.hash_ahead([process], lambda: False).values()
+    whole = {number: ours for number, (segments, ours) in found.items() if segments[0][1] == CHUNK_BYTES}
+    assert len(set(whole.values())) >= 3 * ahead.READ_BYTES // CHUNK_BYTES
+    with task_memory.memory_of_task(process).open("rb", buffering=0) as held:
+        for number, ours in whole.items():
+            assert found[number][0] == ((number * CHUNK_BYTES, CHUNK_BYTES),)
+            assert ours == xxhash.xxh64_digest(os.pread(held.fileno(), CHUNK_BYTES, number * CHUNK_BYTES))
+
+
 def test_what_was_hashed_ahead_is_not_hashed_again(holder: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     process, _ = holder
     image = hashed(*holder)
