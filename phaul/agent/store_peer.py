@@ -30,6 +30,7 @@ from phaul.migration.facts import (
     HostFacts,
     WorkloadFacts,
 )
+from phaul.migration.forecast import Outcome
 from phaul.migration.hooks import HookScene
 from phaul.migration.host import Host
 from phaul.migration.page_images import HashedImage, PageImage, Runs
@@ -162,6 +163,9 @@ class StorePeer:
     async def resume(self, migration_id: str) -> Resumed:
         """The dump stands: there is nothing to be done."""
         return Resumed()
+
+    async def learn(self, migration_id: str, outcome: Outcome) -> None:
+        """A directory expects nothing."""
 
     async def abort(self, migration_id: str, reason: str, deadline_seconds: float = 0) -> Aborted:
         """Remove what there is of this dump."""

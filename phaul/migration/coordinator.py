@@ -76,8 +76,7 @@ class Coordinator:
         allowed: Allowed = every_workload,
     ) -> None:
         self._journal, self._allowed = journal, allowed
-        self._id = migration_id
-        self._request = request
+        self._id, self._request = migration_id, request
         self._host, self._peer = host, peer
         self._events = events
         self._timeline = Timeline(host.clock)
