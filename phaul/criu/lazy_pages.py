@@ -30,9 +30,11 @@ class PageLoader:
         self._socket = attendant.socket
         self._ended = asyncio.create_task(process.reap_started(attendant.child))
         self._is_ready = False
+        self._work: Path | None = None
 
     async def begin(self, work: Path, images: Path) -> None:
         """Have it wait for CRIU. `work` is where CRIU's restore works; `images` are read once it does."""
+        self._work = work
         await asyncio.to_thread(work.mkdir, 0o700, parents=True, exist_ok=True)
         try:
             self._socket.send(loader.encode_order(work, images))
@@ -59,6 +61,8 @@ class PageLoader:
         """See `Loader.close`."""
         self._socket.close()
         await asyncio.wait([self._ended], timeout=END_SECONDS)
+        if self._work is not None and self._ended.done():
+            (self._work / loader.SOCKET).unlink(missing_ok=True)  # of one that was killed as it waited for CRIU
 
 
 def look(work: Path) -> Loading:

@@ -81,3 +81,14 @@ async def test_a_loader_that_stood_ready_waits_for_criu_where_it_is_told_to(tmp_
     assert look(work).state is LoadingState.LOADING  # it lives, and has nothing to load yet
     await pages.close()
     assert look(work).state is LoadingState.LOST
+    assert not (work / loader.SOCKET).exists()
+
+
+async def test_a_loader_that_is_killed_as_it_waits_leaves_no_socket_behind(tmp_path: Path) -> None:
+    attendant = await Attendants().take(loader.__name__)
+    pages = PageLoader(attendant)
+    await pages.begin(tmp_path, tmp_path)
+    await pages.ready()
+    attendant.child.kill()
+    await pages.close()
+    assert not (tmp_path / loader.SOCKET).exists()
