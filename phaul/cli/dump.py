@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -60,9 +59,8 @@ def dump(
     and removes the dump; so does Ctrl-C. TCP connections are not dumped: those of a workload that is ended are closed,
     and their peers are told; one that is left running keeps them. The copy has its listening sockets, not connections.
     """
-    path = Path(os.path.normpath(to.absolute()))
     run_command(
-        _dump(options.socket_path(socket), pid, path, leave_running, freeze_timeout, json_output),
+        _dump(options.socket_path(socket), pid, to, leave_running, freeze_timeout, json_output),
         json_output=json_output,
     )
 
@@ -88,6 +86,7 @@ async def _dump(
     from phaul.agent.client import AgentClient
     from phaul.cli.follow import follow
 
+    to = options.directory(to)
     request = build_request(pid, to, leave_running=leave_running, freeze_timeout=freeze_timeout)
     async with AgentClient(socket_path) as client:
         migration_id = await client.start(request)

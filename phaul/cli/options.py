@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -162,3 +163,15 @@ def new_macs(typed: Sequence[str]) -> list[NewMac]:
     from phaul.migration.new_identity import parse_new_mac
 
     return [NewMac(device=each.device, mac=each.mac) for each in map(parse_new_mac, typed)]
+
+
+def directory(typed: Path) -> Path:
+    """Give the directory that was typed as the agent has to be told of it; raises `UsageError`."""
+    path = os.path.normpath(typed.absolute())
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UsageError(
+            f"the name of {path!r} is not UTF-8", hint="Rename it, or mount it elsewhere under another name."
+        ) from error
+    return Path(path)

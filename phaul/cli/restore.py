@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import signal
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -55,7 +56,7 @@ def restore(
     run_command(
         _restore(
             options.socket_path(socket),
-            build_request(directory.absolute(), new_address or [], new_gateway or [], new_mac or [], hostname),
+            partial(build_request, directory, new_address or [], new_gateway or [], new_mac or [], hostname),
             json_output,
         ),
         json_output=json_output,
@@ -69,7 +70,7 @@ def build_request(
     from phaul.migration.new_identity import parse_host_name
 
     return RestoreDumpRequest(
-        directory=os.path.normpath(directory),
+        directory=str(options.directory(directory)),
         new_addresses=options.new_addresses(addresses),
         new_gateways=options.new_gateways(gateways),
         new_macs=options.new_macs(macs),
@@ -77,7 +78,8 @@ def build_request(
     )
 
 
-async def _restore(socket_path: Path, request: RestoreDumpRequest, json_output: bool) -> int:
+async def _restore(socket_path: Path, read: Callable[[], RestoreDumpRequest], json_output: bool) -> int:
+    request = read()
     loop = asyncio.get_running_loop()
     work = asyncio.ensure_future(_show(socket_path, request, json_output))
     interrupted: list[int] = []

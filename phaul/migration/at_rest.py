@@ -19,13 +19,13 @@ ABOUT_CONNECTIONS = ("connections_closed", "unaccepted_connections")  # what is 
 
 
 def destination_of(path: str) -> str:
-    """Name a directory as the destination of a migration."""
-    return DIRECTORY + path
+    """Name a directory, by its absolute path, as the destination of a migration."""
+    return DIRECTORY + path.removeprefix("/")
 
 
 def directory_of(destination: str) -> str | None:
     """The opposite; None for a host."""
-    return destination.removeprefix(DIRECTORY) if destination.startswith(DIRECTORY) else None
+    return "/" + destination.removeprefix(DIRECTORY) if destination.startswith(DIRECTORY) else None
 
 
 def judged(request: MigrationRequest, workload: WorkloadFacts, found: Sequence[Problem]) -> list[Problem]:

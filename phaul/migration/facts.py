@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-DIRECTORY = "directory:"  # begins a destination that is no host: then an absolute path
+DIRECTORY = "directory:/"  # begins a destination that is no host; from the slash on it is an absolute path
 
 
 class FileUse(StrEnum):
@@ -320,7 +320,7 @@ class MigrationRequest:
     """What the person asked for."""
 
     root_pid: int
-    destination: str  # HOST or HOST:PORT as typed; or `DIRECTORY` and a path of this host: a dump
+    destination: str  # HOST or HOST:PORT as typed; or begins with `DIRECTORY`: a dump
     addresses: tuple[AddressRequest, ...] = ()
     drop_unaccepted: bool = False  # connections that wait in a listen queue may be lost (CRIU tcp_skip_in_flight)
     timeout_seconds: float = 0  # for everything up to COMMIT; 0: no limit

@@ -220,7 +220,7 @@ async def test_a_dump_gives_no_other_identity(pair: Pair, tmp_path: Path) -> Non
     with pytest.raises(UsageError, match="phaul restore"):
         await pair.source.client.start(asked)
     asked = request(tmp_path / "dump")
-    asked.destination = "directory:relative"
+    asked.destination = "directory:/somewhere/../else"
     with pytest.raises(UsageError, match="absolute"):
         await pair.source.client.start(asked)
 

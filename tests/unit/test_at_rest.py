@@ -50,6 +50,7 @@ def test_a_manifest_names_the_sockets_that_a_copy_has() -> None:
 def test_a_destination_is_a_directory_or_a_host() -> None:
     assert at_rest.directory_of(DUMP.destination) == "/srv/dump"
     assert at_rest.directory_of("b:7428") is None
+    assert not MigrationRequest(7, "directory:7428").at_rest  # a host may be called so
     assert DUMP.at_rest
     assert DUMP.closes_connections
     assert not MigrationRequest(7, "b:7428").closes_connections

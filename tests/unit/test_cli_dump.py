@@ -99,4 +99,7 @@ def test_what_went_wrong_is_the_exit_status(socket: Path, tmp_path: Path) -> Non
     ],
 )
 def test_what_cannot_be_meant_is_refused(socket: Path, words: tuple[str, ...]) -> None:
+    if "--freeze-timeout" in words or "--hostname" in words:
+        told = phaul(*words, "--json", "--socket", str(socket))
+        assert json.loads(told.stdout)["error"]["code"] == "UsageError"
     assert phaul(*words, "--socket", str(socket)).returncode == 2
