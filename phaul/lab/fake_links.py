@@ -59,7 +59,7 @@ class FakeOwnNetworks:
         self._machine.act("own_networks.fill")
         return ()
 
-    async def connect(self, links: Sequence[LinkFacts]) -> None:
+    async def connect(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
         """They stand on the machine from here on."""
         self._machine.act("own_networks.connect")
         self._machine.links |= {each.outer for each in links}

@@ -85,8 +85,11 @@ class OwnNetworks(Protocol):
         """Give the namespace of a process its settings; give those that it does not take."""
         ...
 
-    async def connect(self, links: Sequence[LinkFacts]) -> None:
-        """Connect the outer ends that the engine has made. Raises `SwitchoverError` with some not connected."""
+    async def connect(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
+        """Connect the outer ends that the engine has made; what comes from inside passes from then on, at once.
+
+        Raises `SwitchoverError` with some not connected.
+        """
         ...
 
     async def name(self, root_pid: int, names: Sequence[str]) -> None:

@@ -224,7 +224,7 @@ class DestinationWire:
         await self.unfence()
         try:
             if self._own:
-                await self._networks.connect(self._own.links)
+                await self._networks.connect(self._root_pid, self._own.links)
         except PhaulError as error:
             return f"the workload runs, but is not connected: {error.message} {error.hint}"
         return ""

@@ -22,7 +22,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from phaul.errors import DumpError, PhaulError, SwitchoverError
 from phaul.migration.facts import AddressFacts, LinkFacts, NetworkFacts, SettingFacts
 from phaul.migration.readdressing import Readdressing
-from phaul.network import ipvlan, link_fence, neighbours, own_content
+from phaul.network import ipvlan, link_fence, neighbours, own_content, waking
 from phaul.network.own_network import host_links, look
 from phaul.system.namespaces import NAMED, inside, is_elsewhere, network_names, network_of, path_of
 from phaul.system.process import CommandError, run
@@ -95,12 +95,17 @@ class HostOwnNetworks:
             log.warning("own_network.settings_refused", root_pid=root_pid, settings=refused)
         return refused
 
-    async def connect(self, links: Sequence[LinkFacts]) -> None:
+    async def connect(self, root_pid: int, links: Sequence[LinkFacts]) -> None:
         """Put the outer ends on their bridges, and up. One that is there stays so."""
         async with AsyncIPRoute() as kernel:
             for link in links:
                 if link.kind == "veth":
                     await _connect(kernel, link)
+        indexes = {link.index for link in links}
+        try:
+            await asyncio.to_thread(inside, network_of(root_pid), lambda: waking.wake(indexes))
+        except OSError as error:
+            log.warning("own_network.not_woken", root_pid=root_pid, reason=error.strerror)
 
     async def name(self, root_pid: int, names: Sequence[str]) -> None:
         """Give the namespace its names, as ``ip netns attach`` does."""

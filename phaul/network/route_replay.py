@@ -35,13 +35,13 @@ UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EINVAL)  # the route
 
 def routes() -> list[bytes]:
     """Give the routes of all tables, but those that the kernel makes itself."""
-    found = (record for family in FAMILIES for record in _dump(RTM_GETROUTE, family))
+    found = (record for family in FAMILIES for record in dump(RTM_GETROUTE, family))
     return [stored for record in found if (stored := as_stored(record))]
 
 
 def rules() -> list[bytes]:
     """Give all rules, those that every namespace begins with as well."""
-    return [record for family in FAMILIES for record in _dump(RTM_GETRULE, family)]
+    return [record for family in FAMILIES for record in dump(RTM_GETRULE, family)]
 
 
 def as_stored(record: bytes) -> bytes:
@@ -58,13 +58,13 @@ def add_routes(records: Sequence[bytes]) -> None:
     One that is there is no error. Raises `OSError` with some of them made.
     """
     left = sorted(records, key=has_gateway)
-    with _open() as channel:
+    with open_channel() as channel:
         while left:
             waiting: list[bytes] = []
             failure: OSError | None = None
             for record in left:
                 try:
-                    _ask(channel, RTM_NEWROUTE, NLM_F_CREATE, record)
+                    ask(channel, RTM_NEWROUTE, NLM_F_CREATE, record)
                 except OSError as error:
                     if error.errno == errno.EEXIST:
                         continue
@@ -80,11 +80,11 @@ def add_routes(records: Sequence[bytes]) -> None:
 def set_rules(records: Sequence[bytes]) -> None:
     """Have these rules and no others. Raises `OSError` with some of that done."""
     there = rules()
-    with _open() as channel:
+    with open_channel() as channel:
         for record in _missing(there, records):
-            _ask(channel, RTM_DELRULE, 0, record)
+            ask(channel, RTM_DELRULE, 0, record)
         for record in _missing(records, there):
-            _ask(channel, RTM_NEWRULE, NLM_F_CREATE, record)
+            ask(channel, RTM_NEWRULE, NLM_F_CREATE, record)
 
 
 def has_gateway(record: bytes) -> bool:
@@ -102,14 +102,16 @@ def _missing(records: Iterable[bytes], among: Sequence[bytes]) -> list[bytes]:
     return [record for record in records if record not in among]
 
 
-def _open() -> socket.socket:
+def open_channel() -> socket.socket:
+    """Open a socket to the kernel, in the namespace of this thread."""
     channel = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_ROUTE)
     channel.settimeout(ANSWER_TIMEOUT_SECONDS)
     channel.bind((0, 0))
     return channel
 
 
-def _ask(channel: socket.socket, kind: int, flags: int, record: bytes) -> None:
+def ask(channel: socket.socket, kind: int, flags: int, record: bytes) -> None:
+    """Have the kernel do something. Raises `OSError` with its answer."""
     header = HEADER.pack(HEADER.size + len(record), kind, NLM_F_REQUEST | NLM_F_ACK | flags, 1, 0)
     channel.sendto(header + record, (0, 0))
     answer = channel.recv(ANSWER_BYTES)
@@ -118,9 +120,10 @@ def _ask(channel: socket.socket, kind: int, flags: int, record: bytes) -> None:
         raise OSError(-code, os.strerror(-code))
 
 
-def _dump(kind: int, family: int) -> list[bytes]:
+def dump(kind: int, family: int) -> list[bytes]:
+    """Give the records of all that the kernel has of a kind; of devices the family is 0."""
     for _ in range(DUMPS):
-        with _open() as channel:
+        with open_channel() as channel:
             request = bytes((family,)) + bytes(ROUTE.size - 1)
             channel.sendto(
                 HEADER.pack(HEADER.size + len(request), kind, NLM_F_REQUEST | NLM_F_DUMP, 1, 0) + request, (0, 0)

@@ -19,6 +19,7 @@ from phaul.migration.readdressing import NewPlace, Readdressing
 from phaul.network import own_content
 from phaul.network.addresses import RT_SCOPE_LINK
 from phaul.network.own_links import _remove_inner_ends, _write_settings
+from phaul.network.waking import wake
 from phaul.system.namespaces import inside, is_elsewhere, network_of, new_network, path_of
 
 LINES = [
@@ -177,6 +178,25 @@ def test_what_another_host_sent_is_not_trusted(
     image.write_text(text.replace(before, after))
     with pytest.raises(RestoreError, match=said):
         make(there, tmp_path)
+
+
+def test_whom_nobody_could_ask_for_is_asked_again(two: tuple[int, int]) -> None:
+    """What is said before the link is there is lost; the kernel would ask again for the neighbour after a second."""
+    here, _ = two
+    known = "ip neigh add 10.9.0.78 lladdr 02:00:00:00:09:78 dev eth0 nud reachable"
+    run(here, ["ip link set far down", "ip addr add 10.9.0.1/24 dev eth0", "ip link set eth0 up", known])
+    inside(network_of(here), say_something)
+    asked = "ip -4 neigh show dev eth0 nud all | cut -d ' ' -f 1"
+    assert set(run(here, [asked]).split()) == {"10.9.0.77", "10.9.0.78"}
+    run(here, ["ip link set far up"])
+    inside(network_of(here), lambda: wake({7}))
+    assert "state UP" in run(here, ["ip link show eth0"])
+    assert run(here, [asked]).split() == ["10.9.0.78"]
+
+
+def say_something() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as nobody:
+        nobody.sendto(b"hello", ("10.9.0.77", 9))
 
 
 def test_a_device_of_the_host_is_never_removed(two: tuple[int, int]) -> None:
