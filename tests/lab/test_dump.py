@@ -19,7 +19,7 @@ from phaul.lab.records import child_of
 from .boxes import Box, on_bridges
 from .clients import Lines, Numbering
 from .moves import phaul
-from .stage import Stage
+from .stage import SOCKETS, Stage
 from .test_new_identity import NAME, identity, serve
 from .test_new_identity import PORT as OWN_PORT
 from .wire import Capture
@@ -114,6 +114,18 @@ def test_a_workload_is_ended_and_starts_again_where_it_stood(stage: Stage) -> No
         with Numbering(stage.client, (address, PORT)) as client:
             stage.wait_exchange(client)
             assert errors(client) == [""]
+
+
+def test_a_tree_goes_on_elsewhere_without_a_tick_lost_or_doubled(stage: Stage) -> None:
+    pid = stage.start("tree", "2", SOCKETS)  # with more, a TCP connection is among what binds them
+    family = stage.descendants(stage.a, pid)
+    with directory(stage, "tree") as path:
+        dump(stage.a, pid, path)
+        stage.a.wait_ended(pid, 5)
+        told = restore(stage.b, path)
+        assert told.last["pid"] == pid
+        assert stage.descendants(stage.b, pid) == family
+        stage.check_ticks(pid, stage.a, stage.b)
 
 
 def test_a_clone_runs_on_another_host_beside_the_original(stage: Stage) -> None:
