@@ -87,7 +87,10 @@ class SourceWire:
         """The workload is about to freeze: write down beside its images what the engine leaves out."""
         if is_left_out(self._own):
             await self._networks.save(self._root_pid, images, self.change)
-        if is_left_out(self._own) or self.change.leaving:
+        if self._own:
+            # To take a namespace down the kernel holds the lock that all network devices wait for, a tenth of a second
+            # at times (net/core/net_namespace.c, cleanup_net). Kept, it goes in CLEANUP and not with the tree, which is
+            # when the copy is connected, and the destination may be in the same kernel.
             await self._networks.keep(self._id, self._root_pid)
 
     async def fence(self) -> None:

@@ -6,6 +6,7 @@ They are in an image of their own: `make examples` makes it. Of systemd there is
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,8 +94,13 @@ def tidy(stage: LabStage) -> Iterator[None]:
     yield
     for host in stage.lab.members:
         shutil.rmtree(host.path(DIRECTORY), ignore_errors=True)
-        host.exec(["pkill", "-x", "haproxy|keepalived|named"], check=False)
+        end_servers(host)
         wait_until(lambda host=host: not _servers(host), "the servers do not end", SOON_SECONDS)  # type: ignore[misc]
+
+
+def end_servers(host: Host) -> None:
+    for pid in _servers(host).split():
+        host.kill(int(pid), signal.SIGTERM)
 
 
 def _servers(host: Host) -> str:
@@ -171,7 +177,7 @@ def test_keepalived_hands_its_address_over(stage: LabStage) -> None:
     assert stage.has_address(stage.b, VIP)
     stage.a.path(failing).unlink()
     for host in (stage.a, stage.b):
-        host.exec(["pkill", "-x", "keepalived"])
+        end_servers(host)
         wait_until(lambda host=host: not stage.has_address(host, VIP), "it keeps its address", SOON_SECONDS)  # type: ignore[misc]
 
 
