@@ -318,15 +318,17 @@ class Arrival:
 
         Such a copy must not be killed: what it has done since is in no image.
         """
-        if (held := last_of(self._journal.records, Mark.HELD)) is None:
-            return False
-        identity = TreeIdentity.from_data(held.data)
         for _ in range(RUNS_LOOKS):  # between two stages of its restorer a copy looks like one that runs
-            state, _others = await self._host.workload.look(identity)
-            if state is not Tree.ALIVE:
+            if not await self._is_here():
                 return False
             await self._host.clock.sleep(REAPED_LOOK_SECONDS)
         return True
+
+    async def _is_here(self) -> bool:
+        if (held := last_of(self._journal.records, Mark.HELD)) is None:
+            return False
+        state, _others = await self._host.workload.look(TreeIdentity.from_data(held.data))
+        return state is Tree.ALIVE
 
     async def _pass_gate(self, held: HeldRestore) -> None:
         # Not before: what the kernel acknowledges for a copy that then does not run is lost to the next one.
@@ -348,10 +350,10 @@ class Arrival:
     async def _announce_again(self) -> None:
         for delay_seconds in announce_again_seconds():
             await self._host.clock.sleep(delay_seconds)
-            try:
+            if not await self._is_here():
+                return  # it has moved on, or ended: whoever has its addresses now is not to be spoken over
+            with contextlib.suppress(PhaulError):
                 await self._wire.announce()
-            except PhaulError:
-                return  # the address has moved on already
 
     async def _clean_up_or_tell(self) -> None:
         try:
